@@ -1,0 +1,1 @@
+"""Generation. torch lives here and nowhere else."""

@@ -1,0 +1,1 @@
+"""Channels between threads. Knows neither Flask nor torch."""

@@ -1,0 +1,59 @@
+"""The primitives of the operating system, whatever gevent has put in their place.
+
+gunicorn's gevent worker patches `threading`, `queue`, `time` and `select`: a patched Thread is a greenlet, and a
+patched lock shared between a real thread and yielding greenlets hangs for good (gevent#2013). Code that runs on
+the generation thread, or that shares a lock with it, takes its primitives from here.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class NativeLock(Protocol):
+    """What `_thread.allocate_lock()` and `_thread.RLock()` return."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *args: object) -> None: ...
+
+
+def _original(module: str, name: str) -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original(module, name)
+    return getattr(importlib.import_module(module), name)
+
+
+def is_gevent_patched() -> bool:
+    """Whether the threads of this process are greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def new_lock() -> NativeLock:
+    """A real lock. Hold it for a few lines that neither block nor yield: greenlets share its owner thread."""
+    lock: NativeLock = _original("_thread", "allocate_lock")()
+    return lock
+
+
+def new_reentrant_lock() -> NativeLock:
+    """A real lock that its thread may take again.
+
+    For code that a finalizer may enter: the garbage collector runs at any allocation, also inside the lock, and
+    a `__del__` that takes the same plain lock would wait for its own thread.
+    """
+    lock: NativeLock = _original("_thread", "RLock")()
+    return lock
+
+
+def start_thread(target: Callable[[], None]) -> None:
+    """Start a real OS thread, also under gevent. It is not joined by the interpreter: give it its own ending."""
+    _original("_thread", "start_new_thread")(target, ())
+
+
+def native_epoll() -> Any:
+    """`select.epoll()`, which gevent removes from the `select` module."""
+    return _original("select", "epoll")()
