@@ -77,9 +77,7 @@ class _Shared(Generic[T, R]):
     def statistics(self) -> Statistics:
         queue = self.queue
         num_waiting = len(queue) - (1 if queue and queue[-1] is self.sentinel else 0)
-        return Statistics(
-            num_waiting, self.num_sent, self.sentinel is not None, self.is_broken, self.last_take_at
-        )
+        return Statistics(num_waiting, self.num_sent, self.sentinel is not None, self.is_broken, self.last_take_at)
 
 
 class SendChannel(Generic[T, R]):

@@ -1,0 +1,446 @@
+"""The generation thread and the three ways to reach it: submit, cancel, drain.
+
+Law: this thread owns model, KV cache, scheduler and sequences. It survives any one request: a fault of a row ends
+that row, a fault of a step ends the rows of that step, a fault of the loop ends everyone and marks the engine dead.
+It is a real OS thread under every worker class and touches nothing that gevent may have patched: no logging, no
+`threading`, no `queue`. What it has to say goes through a channel (observe/log.py).
+"""
+
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from worker.engine.sampler import sample
+from worker.engine.scheduler import Row, Scheduler
+from worker.engine.sequence import Sequence
+from worker.errors import (
+    EngineDead,
+    GenerationFailed,
+    Incomplete,
+    InferenceFailed,
+    ModelLoadError,
+    NotReady,
+    OutOfMemory,
+    Overloaded,
+    ShuttingDown,
+)
+from worker.events import End, Failure, Metrics, StopReason, Terminal, Token, Usage
+from worker.observe.log import LogLine, Outcome, Record
+from worker.settings import Settings
+from worker.streams.channel import ChannelBroken, Receiver, SendChannel, open_channel
+from worker.streams.native import new_lock, start_thread
+from worker.streams.wakeup import ThreadWaiter, Wakeup
+
+if TYPE_CHECKING:
+    from worker.engine.loader import LoadedModel, LoadingProgress
+
+# How often an idle engine looks around: a drain that was asked for by a flag starts at most this late.
+IDLE_TICK_S = 0.25
+# Deadlines are in seconds; looking at all of them in every step would cost more than the step's bookkeeping.
+DEADLINE_TICK_S = 0.05
+
+
+class EngineState(StrEnum):
+    """Whether requests are accepted."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    DEAD = "DEAD"
+
+
+def failure_event(error: GenerationFailed, usage: Usage) -> Failure:
+    """The terminal event of a failure."""
+    return Failure(error.code, error.message, usage, error.status)
+
+
+# What a stream ends with if its sender is dropped without a close.
+INCOMPLETE = failure_event(Incomplete("the generation went away without saying why"), Usage(0, 0))
+
+
+class Engine:
+    """Generates for many requests at once, in one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        wakeup: Wakeup,
+        load: "Callable[[Settings, Callable[[LoadingProgress], None]], LoadedModel]",
+        on_dead: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Make an engine; `start` it to load the model.
+
+        Args:
+            settings: Slots, budgets and limits.
+            wakeup: How the readers of streams are woken.
+            load: Loads the model, on the generation thread.
+            on_dead: Called last on the generation thread when it died of a fault.
+        """
+        self._settings = settings
+        self._load = load
+        self._on_dead = on_dead
+        self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
+        self.records: Receiver[Record, None]
+        self._records: SendChannel[Record, None]
+        self._records, self.records = open_channel(wakeup, None)
+        self._waiter = ThreadWaiter()
+        self._inbox: deque[Sequence] = deque()
+        # Guards {is_accepting, _inbox, _num_open}: each submit is wholly before or wholly after a shutdown.
+        self._lock = new_lock()
+        self._is_accepting = False
+        self._num_open = 0
+        self._is_stopping = False
+        self._drain_limit_s: float | None = None
+        self._drain_at: float | None = None
+        self._deadlines_at = 0.0
+        self._done = new_lock()
+        self._model: LoadedModel | None = None
+        self.state = EngineState.LOADING
+        self.reason = "the model is loading"
+        self.progress: LoadingProgress | None = None
+        self.started_at = time.monotonic()
+        self.beat_at = self.started_at
+        self.should_drain: Callable[[], bool] = lambda: False  # polled: gunicorn tells nobody of a SIGTERM
+
+    # ---- any thread
+
+    def start(self) -> None:
+        """Start the generation thread. It loads the model first."""
+        self._done.acquire()
+        start_thread(self._main)
+
+    @property
+    def model(self) -> "LoadedModel":
+        """The loaded model.
+
+        Raises:
+            NotReady: It is not there yet, or the engine is draining or dead.
+        """
+        self._check_ready()
+        assert self._model is not None
+        return self._model
+
+    @property
+    def num_open(self) -> int:
+        """Requests accepted and not ended."""
+        return self._num_open
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._scheduler.running)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence. From here on its channel will be closed, whatever happens.
+
+        Raises:
+            NotReady: Loading, draining or dead. The sequence was not taken.
+            Overloaded: Slots and queue are full. The sequence was not taken.
+        """
+        with self._lock:
+            if not self._is_accepting:
+                raise self._not_ready()
+            if self._num_open >= self._settings.max_streams:
+                raise Overloaded(
+                    f"{self._num_open} requests are open, which is the limit; try again later",
+                    retry_after_s=1,
+                )
+            self._num_open += 1
+            self._inbox.append(sequence)
+        self._waiter.wake()
+
+    def cancel(self, sequence: Sequence, by: str) -> None:
+        """Have a sequence ended within one step, wherever it is. Idempotent."""
+        if sequence.cancelled_by is None:
+            sequence.cancelled_by = by
+            self._waiter.wake()
+
+    def drain(self, limit_s: float) -> None:
+        """Accept nothing more; end what still runs after `limit_s`. A second call can only shorten it.
+
+        Only sets a flag: safe in a signal handler.
+        """
+        if self._drain_limit_s is None or limit_s < self._drain_limit_s:
+            self._drain_limit_s = limit_s
+            self._waiter.wake()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End everyone, end the thread and wait for it.
+
+        Returns:
+            Whether the thread is gone. If not, leave the process with `os._exit`: an interpreter that is torn down
+            under a thread inside torch aborts.
+        """
+        self._is_stopping = True
+        self._waiter.wake()
+        if self._done.acquire(True, timeout_s):
+            self._done.release()
+            return True
+        return False
+
+    def liveness(self) -> str:
+        """Why the engine does not live, or an empty string."""
+        if self.state is EngineState.DEAD:
+            return self.reason
+        now = time.monotonic()
+        if self.state is EngineState.LOADING:
+            limit_s = self._settings.load_timeout_s
+            return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
+        limit_s = self._settings.step_limit_s
+        return f"a step has not come back for {limit_s:g} s" if now - self.beat_at > limit_s else ""
+
+    def _check_ready(self) -> None:
+        if self.state is not EngineState.READY:
+            raise self._not_ready()
+
+    def _not_ready(self) -> NotReady:
+        return NotReady(self.state.value, self.reason, retry_after_s=2 if self.state is EngineState.LOADING else 10)
+
+    # ---- the generation thread
+
+    def _main(self) -> None:
+        has_died = False
+        try:
+            self._model = self._load(self._settings, self._report_progress)
+            self._become_ready()
+            self._loop()
+            self._end_everyone(ShuttingDown("the server is shutting down"))
+        except BaseException as error:  # law 7: a fault of the loop ends everyone, with a code
+            has_died = True
+            self._die(error)
+        finally:
+            self._model = None  # frees the tensors on this thread
+            self._records.close(None)
+            self._done.release()
+        if has_died:
+            self._on_dead()
+
+    def _report_progress(self, progress: "LoadingProgress") -> None:
+        self.progress = progress
+        self.beat_at = time.monotonic()
+
+    def _become_ready(self) -> None:
+        assert self._model is not None
+        with self._lock:
+            self.beat_at = time.monotonic()
+            self.state, self.reason = EngineState.READY, ""
+            self._is_accepting = True
+        self._log(logging.INFO, f"ready after {self.beat_at - self.started_at:.1f} s: {self._model.description}")
+
+    def _loop(self) -> None:
+        while not self._is_stopping:
+            self._waiter.arm()
+            self.beat_at = time.monotonic()
+            self._take_inbox()
+            self._end_unwanted(self.beat_at)
+            self._drain_if_asked(self.beat_at)
+            rows = self._scheduler.schedule()
+            if rows:
+                self._step(rows)
+            else:
+                self._waiter.wait(IDLE_TICK_S)
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            sequence = self._inbox.popleft()
+            self._scheduler.add(sequence)
+            if sequence.narrator is not None:
+                position = len(self._scheduler.waiting)
+                sequence.narrator.say("scheduler", "queued", "request", f"queued at position {position}")
+
+    def _end_unwanted(self, now: float) -> None:
+        """End what was cancelled or whose reader is gone, and now and then what is overdue."""
+        is_deadline_tick = now - self._deadlines_at >= DEADLINE_TICK_S
+        if is_deadline_tick:
+            self._deadlines_at = now
+        for sequence in self._scheduler.sequences():
+            if sequence.cancelled_by is None and sequence.sender.is_broken:
+                sequence.cancelled_by = "client"
+            if sequence.cancelled_by is not None:
+                self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+            elif is_deadline_tick:
+                overdue = sequence.overdue(now)
+                if isinstance(overdue, GenerationFailed):
+                    self._fail(sequence, overdue)
+                elif overdue is not None:
+                    sequence.cancelled_by = overdue
+                    self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+
+    def _drain_if_asked(self, now: float) -> None:
+        if self._drain_limit_s is None and self.should_drain():
+            self._drain_limit_s = self._settings.drain_s
+        if self._drain_limit_s is None:
+            return
+        if self._drain_at is None:
+            with self._lock:
+                self._is_accepting = False
+                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
+            self._drain_at = now
+            self._log(logging.INFO, f"draining {self._num_open} requests for up to {self._drain_limit_s:g} s")
+        if now - self._drain_at >= self._drain_limit_s and self._num_open:
+            self._end_everyone(ShuttingDown("the server is shutting down"))
+
+    def _step(self, rows: list[Row]) -> None:
+        assert self._model is not None
+        self._narrate_starts(rows)
+        try:
+            sampled, logits = self._model.runner.forward(rows)
+            for row in rows:
+                self._scheduler.computed(row)
+            tokens = sample(logits, [row.sequence for row in sampled]) if sampled else None
+        except torch.OutOfMemoryError:
+            self._fail_rows(rows, OutOfMemory("the device has no memory left for this step"))
+            return
+        except Exception as error:  # whatever a model's code raises ends this step's rows, not the engine
+            self._fail_rows(rows, self._fault(error))
+            return
+        if tokens is None:
+            return
+        now = time.monotonic()
+        for i, row in enumerate(sampled):
+            try:
+                if i in tokens.failures:
+                    raise tokens.failures[i]
+                self._advance(row.sequence, tokens.token_ids[i], now)
+            except GenerationFailed as error:
+                self._fail(row.sequence, error)
+            except Exception as error:  # a detokenizer that raises, say: this row's own fault
+                self._fail(row.sequence, self._fault(error))
+
+    def _advance(self, sequence: Sequence, token_id: int, now: float) -> None:
+        """Give a sequence its next token, and its reader what has become decidable."""
+        assert self._model is not None
+        sequence.append(token_id, now)
+        is_eos = token_id in self._model.eos_ids
+        is_last = is_eos or len(sequence.output_ids) >= sequence.params.max_tokens
+        text = "" if is_eos else sequence.detokenizer.push(token_id)
+        if is_last:
+            text += sequence.detokenizer.flush()
+        text = sequence.stop_strings.push(text)
+        has_stopped = sequence.stop_strings.matched is not None
+        if is_last and not has_stopped:
+            text += sequence.stop_strings.flush()
+        if text:
+            num_tokens = len(sequence.output_ids)
+            sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released))
+            sequence.num_released = num_tokens
+        if has_stopped:
+            self._finish(sequence, self._end_event(sequence, StopReason.STOP_SEQUENCE))
+        elif is_last:
+            self._finish(sequence, self._end_event(sequence, StopReason.EOS if is_eos else StopReason.MAX_TOKENS))
+
+    def _end_event(self, sequence: Sequence, reason: StopReason) -> End:
+        decode_time_s = 0.0
+        if sequence.first_token_at is not None and sequence.last_token_at is not None:
+            decode_time_s = sequence.last_token_at - sequence.first_token_at
+        return End(reason, sequence.usage, round(decode_time_s * 1e3, 3), sequence.stop_strings.matched)
+
+    def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
+        if self._model is not None and sequence.slot >= 0:
+            self._model.runner.scrub(sequence.slot)
+        self._finish(sequence, failure_event(error, sequence.usage))
+
+    def _fail_rows(self, rows: list[Row], error: GenerationFailed) -> None:
+        for row in rows:
+            self._fail(row.sequence, error)
+
+    def _fault(self, error: Exception) -> InferenceFailed:
+        """Translate a fault for the client, who gets its kind, and for the log, which gets all of it."""
+        if isinstance(error, ChannelBroken):
+            return InferenceFailed("the reader is gone")
+        self._log(logging.ERROR, "".join(traceback.format_exception(error)))
+        return InferenceFailed(f"the model failed ({type(error).__name__}); the server's log has the details")
+
+    def _finish(self, sequence: Sequence, terminal: Terminal) -> None:
+        """End a sequence: slot free, channel closed, outcome noted. Each exactly once."""
+        self._scheduler.remove(sequence)
+        with self._lock:
+            self._num_open -= 1
+        outcome = _outcome(sequence, terminal)
+        try:
+            sequence.sender.send(self._metrics(sequence, outcome))
+        except ChannelBroken:
+            pass  # the reader is gone, and with it whoever would have missed the numbers
+        finally:
+            sequence.sender.close(terminal)
+            if sequence.narrator is not None:
+                sequence.narrator.close()
+            self._record(outcome)
+
+    def _metrics(self, sequence: Sequence, outcome: Outcome) -> Metrics:
+        assert self._model is not None
+        rate = 0.0
+        if sequence.first_token_at is not None and sequence.last_token_at is not None:
+            elapsed_s = sequence.last_token_at - sequence.first_token_at
+            rate = (len(sequence.output_ids) - 1) / elapsed_s if elapsed_s > 0 else 0.0
+        vram_bytes = torch.cuda.memory_allocated() if self._model.device == "cuda" else 0
+        return Metrics(round(rate, 2), vram_bytes, outcome.queue_ms, outcome.ttft_ms)
+
+    def _end_everyone(self, error: GenerationFailed) -> None:
+        self._take_inbox()
+        for sequence in self._scheduler.sequences():
+            try:
+                self._fail(sequence, error)
+            except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
+                sequence.sender.close(failure_event(error, sequence.usage))
+                self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
+
+    def _die(self, error: BaseException) -> None:
+        with self._lock:
+            self._is_accepting = False
+            self.state = EngineState.DEAD
+            is_expected = isinstance(error, ModelLoadError)
+            self.reason = str(error) if is_expected else f"the generation thread died of {error!r}"
+        self._log(logging.CRITICAL, self.reason)
+        if not is_expected:
+            self._log(logging.CRITICAL, "".join(traceback.format_exception(error)))
+        self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+
+    def _narrate_starts(self, rows: list[Row]) -> None:
+        for row in rows:
+            narrator = row.sequence.narrator
+            if narrator is None:
+                continue
+            if row.start == 0:
+                num_tokens = len(row.sequence.prompt_ids)
+                narrator.say("engine", "prefilling", "prompt", f"prefilling {num_tokens} tokens")
+            elif row.is_decode and len(row.sequence.output_ids) == 1:
+                narrator.say("engine", "decoding", "answer", "answering")
+
+    def _log(self, level: int, text: str) -> None:
+        self._record(LogLine(level, text))
+
+    def _record(self, record: Record) -> None:
+        try:
+            self._records.send(record)
+        except ChannelBroken:
+            pass  # nobody writes a log any more: the process is on its way out
+
+
+def _outcome(sequence: Sequence, terminal: Terminal) -> Outcome:
+    now = time.monotonic()
+    scheduled_at = sequence.scheduled_at if sequence.scheduled_at is not None else now
+    ttft_ms = None
+    if sequence.first_token_at is not None:
+        ttft_ms = round((sequence.first_token_at - sequence.submitted_at) * 1e3, 3)
+    if isinstance(terminal, Failure):
+        kind, detail = "error", terminal.code
+    elif terminal.stop_reason is StopReason.CANCELLED:
+        kind, detail = "cancelled", sequence.cancelled_by or "engine"
+    else:
+        kind, detail = "end", terminal.stop_reason.value
+    return Outcome(
+        sequence.request_id,
+        kind,
+        detail,
+        sequence.usage,
+        round((scheduled_at - sequence.submitted_at) * 1e3, 3),
+        ttft_ms,
+        round((now - sequence.submitted_at) * 1e3, 3),
+    )

@@ -1,0 +1,183 @@
+"""From the name of a model to something that generates. Runs once, on the generation thread.
+
+Any folder or hub id that `AutoModelForCausalLM` loads; the embedded model comes the same way. Importing this module
+imports torch and transformers (seconds): the server does it before gevent patches anything, so that the locks these
+libraries make while being imported are real ones.
+"""
+
+import logging
+import os
+
+# The loader of transformers reads tensors in a pool of threads. Under gevent those are greenlets of a hub that only
+# this thread would have; one after the other is as fast for a local file.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fork warning; one prompt is encoded at a time anyway
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from worker.engine.model_runner import ModelRunner, new_runner
+from worker.engine.tokenizer import Tokenizer
+from worker.errors import ModelLoadError
+from worker.settings import Settings
+
+# 16 bits save little memory below this and are slower than float32 on most CPUs.
+_SMALL_MODEL_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingProgress:
+    """How far loading is. `fraction` runs from 0 to 1 over all phases."""
+
+    phase: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Everything that generating needs."""
+
+    runner: ModelRunner
+    tokenizer: Tokenizer
+    eos_ids: frozenset[int]
+    max_context: int
+    vocab_size: int
+    device: str
+    description: str  # one line for the log
+
+
+Report = Callable[[LoadingProgress], None]
+
+# Where each phase begins, by its usual share of the time.
+_PHASES = {"configuration": 0.0, "tokenizer": 0.05, "weights": 0.2, "check": 0.8}
+
+
+def load(settings: Settings, report: Report) -> LoadedModel:
+    """Load the model that the settings name.
+
+    Args:
+        settings: `model`, `device`, `dtype`, `max_slots`, `max_context`.
+        report: Called with the progress, from this thread.
+
+    Raises:
+        ModelLoadError: Says in one line what could not be loaded and why.
+    """
+    _silence_transformers()
+    source = _find(settings.model)
+    device = _choose_device(settings.device)
+    try:
+        report(LoadingProgress("configuration", _PHASES["configuration"]))
+        config = AutoConfig.from_pretrained(source)
+        report(LoadingProgress("tokenizer", _PHASES["tokenizer"]))
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(source))
+        report(LoadingProgress("weights", _PHASES["weights"]))
+        model = _load_weights(source, settings, device, report)
+    except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
+        raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
+    report(LoadingProgress("check", _PHASES["check"]))
+    max_context = min(settings.max_context, getattr(config, "max_position_embeddings", None) or settings.max_context)
+    try:
+        runner, fallback_reason = new_runner(model, settings.max_slots, max_context)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelLoadError(
+            f"no memory for a cache of {settings.max_slots} slots of {max_context} tokens; lower ENDSTOP_MAX_SLOTS or "
+            f"ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
+        ) from error
+    num_parameters = sum(p.numel() for p in model.parameters())
+    description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"
+    if fallback_reason:
+        description += f"; row by row, without batching ({fallback_reason})"
+    return LoadedModel(
+        runner,
+        tokenizer,
+        _eos_ids(model, tokenizer),
+        max_context,
+        model.get_input_embeddings().num_embeddings,
+        device,
+        description,
+    )
+
+
+def _find(name: str) -> str:
+    """The folder or hub id behind a name. A name that looks like a folder has to be one."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ModelLoadError(f"model folder {name!r} has no config.json")
+        return name
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+        raise ModelLoadError(f"model folder {name!r} does not exist; set ENDSTOP_MODEL to a model folder or a hub id")
+    return name
+
+
+def _choose_device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("ENDSTOP_DEVICE=cuda, but torch sees no CUDA device; use cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _load_weights(source: str, settings: Settings, device: str, report: Report) -> Any:
+    start, stop = _PHASES["weights"], _PHASES["check"]
+
+    def report_share(share: float) -> None:
+        report(LoadingProgress("weights", start + share * (stop - start)))
+
+    # Instead of its bars, which lock and print: this thread may do neither.
+    previous_hook = transformers_logging.set_tqdm_hook(
+        lambda factory, args, kwargs: _ProgressBar(args[0] if args else kwargs.get("iterable"), report_share)
+    )
+    try:
+        dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    finally:
+        transformers_logging.set_tqdm_hook(previous_hook)
+    if settings.dtype == "auto" and device == "cpu" and model.get_memory_footprint() < _SMALL_MODEL_BYTES:
+        model = model.float()
+    return model.to(device).eval()
+
+
+class _ProgressBar:
+    """What transformers uses of a tqdm bar, reporting the share that is done."""
+
+    def __init__(self, iterable: Iterable[Any] | None, report_share: Callable[[float], None]) -> None:
+        self._items = list(iterable or ())
+        self._report_share = report_share
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, item in enumerate(self._items):
+            yield item
+            self._report_share((i + 1) / len(self._items))
+
+    def __enter__(self) -> "_ProgressBar":
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None  # set_postfix, update, close, refresh: nothing to show
+
+
+def _eos_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
+    """The token ids that end an answer: of the generation config, else of the config, else of the tokenizer."""
+    for ids in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_id):
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def _silence_transformers() -> None:
+    # Warnings would be printed under logging's lock, from this thread. What matters is raised, or in our own log.
+    transformers_logging.set_verbosity(logging.CRITICAL)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,181 @@
+"""One forward pass for the rows of a step, over the KV cache. Generation thread only.
+
+Two ways: `PackedRunner` computes all rows in one ragged batch, for every model whose attention goes through
+transformers' `AttentionInterface`. `FallbackRunner` computes row by row with the model's own cache, as `generate`
+does, for all others. Which one serves a model is decided by comparing logits at load time, not by a list of names.
+"""
+
+import inspect
+import itertools
+import random
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from worker.engine.attention import SlotAttention, lay_out
+from worker.engine.scheduler import Row
+
+
+class ModelRunner(Protocol):
+    """Computes steps. Holds the KV cache."""
+
+    def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+        """Compute the rows' tokens into the cache.
+
+        Returns:
+            The rows that are sampled, and their logits (num_sampled, vocab_size) in the same order.
+        """
+        ...
+
+    def scrub(self, slot: int) -> None:
+        """Clear a slot whose last owner may have left something that is not a number."""
+
+
+_runner_numbers = itertools.count()
+
+
+class PackedRunner:
+    """All rows in one forward. One runner per model: it changes the model's attention implementation."""
+
+    def __init__(self, model: Any, num_slots: int, max_context: int) -> None:
+        self._model = model
+        self._attention = SlotAttention(num_slots, max_context)
+        # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
+        name = f"endstop_slots_{next(_runner_numbers)}"
+        AttentionInterface.register(name, self._attention)
+        # Our attention knows which row a token is of; a mask over the packed batch would be wrong.
+        AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+        model.set_attn_implementation(name)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+        model = self._model
+        ordered, layout = lay_out(rows, model.dtype, model.device)
+        token_ids = [token_id for row in ordered for token_id in row.token_ids]
+        sampled = []
+        last_of_row = []
+        end = 0
+        for row in ordered:
+            end += len(row.token_ids)
+            if row.is_sampled:
+                sampled.append(row)
+                last_of_row.append(end - 1)
+        keep = torch.tensor(last_of_row, dtype=torch.int64, device=model.device)
+        self._attention.layout = layout
+        try:
+            logits = model(
+                input_ids=torch.tensor([token_ids], device=model.device),
+                position_ids=layout.positions[None],
+                use_cache=False,
+                **({"logits_to_keep": keep} if self._keeps_logits else {}),
+            ).logits[0]
+        finally:
+            self._attention.layout = None
+        return sampled, logits if self._keeps_logits else logits[keep]
+
+    def scrub(self, slot: int) -> None:
+        self._attention.scrub(slot)
+
+
+class FallbackRunner:
+    """Row by row with the model's own cache: slower, and right for any causal model that `generate` can run."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._caches: dict[int, Any] = {}
+
+    @torch.inference_mode()
+    def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
+        logits = [self._forward_one(row) for row in rows]
+        sampled = [(row, one) for row, one in zip(rows, logits, strict=True) if row.is_sampled]
+        if not sampled:
+            return [], torch.empty(0, 0)
+        return [row for row, _ in sampled], torch.stack([one for _, one in sampled])
+
+    def _forward_one(self, row: Row) -> Tensor:
+        cache = self._caches.get(row.slot) if row.start else None
+        output = self._model(
+            input_ids=torch.tensor([row.token_ids], device=self._model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self._caches[row.slot] = output.past_key_values
+        last: Tensor = output.logits[0, -1]
+        return last
+
+    def scrub(self, slot: int) -> None:
+        self._caches.pop(slot, None)
+
+
+class _Probe:
+    """Stands in for a sequence in the comparison at load time: a row needs nothing of it."""
+
+
+# Relative distance of logits that rounding may cause. Measured on random models: below 1e-6 in float32 and 2e-2 in
+# bfloat16; a wrong mask or position gives about 1.
+_TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@torch.inference_mode()
+def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunner, str]:
+    """The fastest runner that computes what the model computes.
+
+    Two random prompts run through the model alone, then through the packed runner in chunks, mixed, in company.
+
+    Returns:
+        The runner, and for the log why it is the fallback; empty if it is not.
+    """
+    fallback = FallbackRunner(model)
+    implementation = model.config._attn_implementation
+    prompts = _random_prompts(model)
+    expected = [model(input_ids=torch.tensor([p], device=model.device)).logits[0, -1] for p in prompts]
+    try:
+        runner = PackedRunner(model, num_slots, max_context)
+        distance = _largest_distance(runner, prompts, expected)
+        if distance <= _TOLERANCES.get(model.dtype, 1e-3):
+            for slot in range(min(2, num_slots)):
+                runner.scrub(slot)
+            return runner, ""
+        reason = f"packed logits differ from the model's own by {distance:.2g}"
+    except torch.OutOfMemoryError:
+        raise  # not a matter of how the model computes: the caller says what to lower
+    except Exception as error:  # anything a model's code may raise when its attention is not what we assume
+        reason = f"{type(error).__name__}: {error}"
+    model.set_attn_implementation(implementation)
+    return fallback, reason
+
+
+def _random_prompts(model: Any) -> list[list[int]]:
+    rng = random.Random(0)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    return [[rng.randrange(vocab_size) for _ in range(length)] for length in (11, 7)]
+
+
+def _largest_distance(runner: ModelRunner, prompts: list[list[int]], expected: list[Tensor]) -> float:
+    """Run both prompts with every kind of row (first chunk, later chunk, decode, mixed) and compare the ends."""
+    first, second = prompts
+    steps = [
+        [(0, first, 0, 6)],
+        [(0, first, 6, 9), (1, second, 0, 5)],
+        [(0, first, 9, 10), (1, second, 5, 6)],
+        [(0, first, 10, 11), (1, second, 6, 7)],
+    ]
+    if isinstance(runner, PackedRunner) and runner._attention._num_slots < 2:
+        steps = [[row for row in step if row[0] == 0] for step in steps]
+    ends: dict[int, Tensor] = {}
+    for step in steps:
+        rows = [
+            Row(_Probe(), slot, start, ids[start:stop], stop == len(ids))  # type: ignore[arg-type]
+            for slot, ids, start, stop in step
+        ]
+        sampled, logits = runner.forward(rows)
+        ends.update({row.slot: one for row, one in zip(sampled, logits, strict=True)})
+    distances = [
+        float((end.float() - expected[slot].float()).norm() / expected[slot].float().norm())
+        for slot, end in ends.items()
+    ]
+    # nan compares false with everything: a model that gives nan here must not pass for equal
+    return max(distances) if all(d == d for d in distances) else float("inf")

@@ -1,0 +1,148 @@
+"""Draws the next token of each row. Generation thread only.
+
+Law: a row's draw depends on its own logits, parameters and random numbers, never on its neighbours. So rows are
+drawn in groups that need the same work, and which group a row is in depends on its parameters alone. Each drawn row
+takes exactly one random number from its own generator.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.errors import InferenceFailed
+from worker.request import SamplingParams
+
+
+class SamplingRow(Protocol):
+    """What the sampler reads of a sequence."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    output_counts: Counter[int]
+    rng: random.Random
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """One entry per row: its token id, or why it has none."""
+
+    token_ids: list[int]
+    failures: dict[int, InferenceFailed]
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
+    """Draw one next token per row.
+
+    Args:
+        logits: (num_rows, vocab_size), any float type, on the model's device.
+        rows: Parameters and state, one per row, validated at submit.
+
+    Returns:
+        Token ids, and for each row whose logits are not usable an InferenceFailed instead.
+
+    Thread: generation thread only.
+    """
+    logits = logits.float()
+    # A NaN or +inf anywhere makes the row's maximum not finite, and a row of nothing but -inf has no maximum.
+    is_usable = logits.amax(dim=-1).isfinite().tolist()
+    failures = {
+        i: InferenceFailed("the model gave no usable logits for the next token")
+        for i in range(len(rows))
+        if not is_usable[i]
+    }
+    if failures:
+        logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)
+    for i, row in enumerate(rows):
+        if _is_penalised(row.params):
+            logits[i] = _penalise(logits[i], row)
+
+    token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
+    for i, row in enumerate(rows):
+        groups[_group(row.params)].append(i)
+    if greedy := groups["greedy"]:
+        token_ids[greedy] = logits[greedy].argmax(dim=-1)
+    for name, draw in (("plain", _draw_plain), ("filtered", _draw_filtered)):
+        if members := groups[name]:
+            chosen = [rows[i] for i in members]
+            temperature = _column([row.params.temperature for row in chosen], logits)
+            points = _column([row.rng.random() for row in chosen], logits, torch.float64)
+            token_ids[members] = draw(logits[members] / temperature, [row.params for row in chosen], points)
+    return SampledTokens(token_ids.tolist(), failures)
+
+
+def _group(params: SamplingParams) -> str:
+    # Below this a division overflows float32, and the distribution has long been a single token.
+    if params.temperature < 1e-5:
+        return "greedy"
+    if params.top_k or params.top_p < 1 or params.min_p > 0:
+        return "filtered"
+    return "plain"
+
+
+def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+
+
+def _is_penalised(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _penalise(logits: Tensor, row: SamplingRow) -> Tensor:
+    """Lower the logits of tokens that were seen.
+
+    The repetition penalty covers prompt and output and divides positive and multiplies negative logits (arXiv:
+    1909.05858, as in transformers); the other two cover the output and subtract (OpenAI's API reference).
+    """
+    params = row.params
+    logits = logits.clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt_ids, *row.output_counts}), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if row.output_counts and (params.presence_penalty or params.frequency_penalty):
+        ids = torch.tensor(list(row.output_counts), device=logits.device)
+        counts = torch.tensor(list(row.output_counts.values()), dtype=logits.dtype, device=logits.device)
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+    return logits
+
+
+def _draw_plain(logits: Tensor, params: list[SamplingParams], points: Tensor) -> Tensor:
+    """Draw from the whole distribution. Shapes: (n, vocab), n, (n, 1) -> (n,)."""
+    return _invert(logits.softmax(dim=-1), points)
+
+
+def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: Tensor) -> Tensor:
+    """Draw after top_k, top_p and min_p, in this order, each on what the one before has left.
+
+    Source: the order of transformers' logits processors; nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082.
+    """
+    # stable: among equal logits the lower id goes first, whatever the batch
+    logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    vocab_size = logits.shape[-1]
+    rank = torch.arange(vocab_size, device=logits.device)
+    top_k = _column([p.top_k or vocab_size for p in params], logits, torch.int64)
+    probs = logits.masked_fill(rank >= top_k, float("-inf")).softmax(dim=-1)
+    before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
+    # The first token always stays: nothing is before it, and its share is the largest.
+    keep = before < _column([p.top_p for p in params], logits, torch.float64)
+    keep &= probs >= probs[:, :1] * _column([p.min_p for p in params], logits)
+    chosen = _invert(probs * keep, points)
+    return ids.gather(-1, chosen[:, None])[:, 0]
+
+
+def _invert(weights: Tensor, points: Tensor) -> Tensor:
+    """The index whose share of the cumulative weights holds each point of [0, 1). Weights need not sum to 1.
+
+    In float64: over 150,000 tokens a float32 sum loses the small probabilities.
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # Strictly below the total, or rounding could step past the last token that has any weight.
+    at = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, at, right=True)[:, 0]

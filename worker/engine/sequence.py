@@ -1,0 +1,126 @@
+"""One request inside the engine. Plain Python, no torch.
+
+Owned by the generation thread from `submit` to its end. The sending end of the stream travels inside: there is no
+map from an id to a queue, so there is nothing to race and nothing to leak.
+"""
+
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from worker.engine.detokenizer import IncrementalDetokenizer
+from worker.engine.stop_strings import StopStrings
+from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
+from worker.events import Event, Terminal, Usage
+from worker.request import SamplingParams
+from worker.streams.channel import SendChannel
+from worker.streams.narration import Narrator
+
+
+class SequenceState(Enum):
+    """Where a sequence is. It only moves down."""
+
+    WAITING = auto()  # in the queue, no slot
+    RUNNING = auto()  # holds a slot: prefilling, then decoding
+    FINISHED = auto()  # its channel is closed and its slot is free
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long each wait of one request may last, in seconds. See the settings of the same names."""
+
+    queue_s: float
+    first_token_s: float
+    token_s: float
+    total_s: float
+    claim_s: float
+    slow_consumer_s: float
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Sequence:
+    """A prompt, what has been generated from it, and the way back to who asked."""
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    sender: SendChannel[Event, Terminal]
+    detokenizer: IncrementalDetokenizer
+    deadlines: Deadlines
+    narrator: Narrator | None = None
+    submitted_at: float = field(default_factory=time.monotonic)
+
+    # set by Engine.cancel, from any thread; the next step ends the sequence
+    cancelled_by: str | None = None
+
+    # set by the scheduler
+    state: SequenceState = SequenceState.WAITING
+    slot: int = -1
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    scheduled_at: float | None = None
+
+    # set by the engine
+    output_ids: list[int] = field(default_factory=list)
+    num_released: int = 0  # tokens whose text has been sent
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+
+    # read by the sampler
+    output_counts: Counter[int] = field(default_factory=Counter)
+    rng: random.Random = field(init=False)
+    stop_strings: StopStrings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.params.seed)  # None: seeded by the operating system
+        self.stop_strings = StopStrings(self.params.stop)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far."""
+        return Usage(len(self.prompt_ids), len(self.output_ids))
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Token ids from position `start` up to `stop`, across prompt and output."""
+        num_prompt = len(self.prompt_ids)
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : stop - num_prompt]
+        return self.prompt_ids[start:stop] + self.output_ids[: max(0, stop - num_prompt)]
+
+    def append(self, token_id: int, now: float) -> None:
+        """Add a drawn token."""
+        self.output_ids.append(token_id)
+        self.output_counts[token_id] += 1
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.last_token_at = now
+
+    def overdue(self, now: float) -> GenerationFailed | str | None:
+        """What to end this sequence with if one of its waits has lasted too long.
+
+        Returns:
+            A failure; or who cancels it, when nobody has ever read the stream; or None.
+        """
+        limits = self.deadlines
+        if now - self.submitted_at > limits.total_s:
+            return DeadlineExceeded(f"the request took longer than {limits.total_s:g} s", "TIMEOUT")
+        if self.scheduled_at is None:
+            if now - self.submitted_at > limits.queue_s:
+                return DeadlineExceeded(f"no slot became free within {limits.queue_s:g} s", "QUEUE_TIMEOUT")
+        elif self.last_token_at is None:
+            if now - self.scheduled_at > limits.first_token_s:
+                return DeadlineExceeded(f"no token within {limits.first_token_s:g} s", "FIRST_TOKEN_TIMEOUT")
+        elif now - self.last_token_at > limits.token_s:
+            return DeadlineExceeded(f"no further token within {limits.token_s:g} s", "STALLED")
+        last_read_at = self.sender.statistics().last_take_at
+        if last_read_at is None:
+            return "unclaimed" if now - self.submitted_at > limits.claim_s else None
+        if now - last_read_at > limits.slow_consumer_s:
+            return SlowConsumer(f"nothing was read from the stream for {limits.slow_consumer_s:g} s")
+        return None

@@ -1,0 +1,78 @@
+"""What the engine has to say, carried off the generation thread and written by somebody else.
+
+The generation thread must not touch `logging`: its handlers hold locks that gevent has patched. So it sends records
+through a channel, and the housekeeper, an ordinary thread or greenlet of the web side, writes them.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from worker.events import Usage
+from worker.streams.channel import Receiver
+
+logger = logging.getLogger("endstop")
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line for the log."""
+
+    level: int  # of `logging`
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended. Each request that was accepted has exactly one.
+
+    Attributes:
+        outcome: `end`, `error` or `cancelled`.
+        detail: The stop reason, the error code, or who cancelled.
+    """
+
+    request_id: str
+    outcome: str
+    detail: str
+    usage: Usage
+    queue_ms: float
+    ttft_ms: float | None
+    total_ms: float
+
+
+Record = LogLine | Outcome
+
+
+class RecordWriter:
+    """Writes records to the log and counts outcomes. One consumer at a time."""
+
+    def __init__(self, records: Receiver[Record, None]) -> None:
+        self._records = records
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+
+    def write_waiting(self, timeout_s: float) -> None:
+        """Write what has come, after waiting for the first record for at most `timeout_s`.
+
+        Raises:
+            EndOfChannel: Everything is written and the engine is gone.
+        """
+        for record in self._records.receive(timeout_s):
+            if isinstance(record, LogLine):
+                logger.log(record.level, record.text)
+            else:
+                self._write_outcome(record)
+
+    def _write_outcome(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.outcome, outcome.detail] += 1
+        ttft = "-" if outcome.ttft_ms is None else f"{outcome.ttft_ms:.0f}"
+        logger.info(
+            "request %s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s total_ms=%.0f",
+            outcome.request_id,
+            outcome.outcome,
+            outcome.detail,
+            outcome.usage.prompt_tokens,
+            outcome.usage.completion_tokens,
+            outcome.queue_ms,
+            ttft,
+            outcome.total_ms,
+        )

@@ -1,0 +1,213 @@
+"""One schema for every API: what a request may ask for, and every bad field of it at once.
+
+The bytes of a body become a `GenerateRequest`. The OpenAI shapes are translations: they differ in the names of a
+few fields and share every rule through `SamplingFields`. Unknown fields are refused, never ignored. Pure: no I/O,
+any thread.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from worker.errors import FieldError, InvalidRequest
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 100
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=MAX_STOP_STRINGS),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn, and when to stop. Validated; neutral by default."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0: the most likely token, always
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output, as in transformers
+    presence_penalty: float = 0.0  # over the output, as in OpenAI's API
+    frequency_penalty: float = 0.0
+    seed: int | None = None  # None: a fresh one
+    stop: tuple[str, ...] = ()
+
+
+class _Strict(BaseModel):
+    # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class SamplingFields(_Strict):
+    """The fields that every generating route shares."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    stop: StopStrings | None = None
+
+    def sampling(self, max_tokens: int) -> SamplingParams:
+        """The validated parameters, with the limit that the context leaves."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+        )
+
+
+class GenerateRequest(SamplingFields):
+    """A request, whatever API it came by: the body of the native routes, and what the others translate to."""
+
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    narrate: bool = False
+    on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "GenerateRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages, one of them and not both")
+        return self
+
+
+class StreamOptions(_Strict):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+
+
+class _OpenAIFields(SamplingFields):
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+    user: str | None = None  # an opaque tag for the caller's own records; nothing here depends on it
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> "_OpenAIFields":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed with stream: true")
+        return self
+
+
+class ChatCompletionRequest(_OpenAIFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatCompletionRequest":
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("give either max_tokens or max_completion_tokens, not both")
+        return self
+
+    def to_generate(self) -> GenerateRequest:
+        """The same request in the internal vocabulary."""
+        return _translate(self, messages=self.messages, max_tokens=self.max_completion_tokens or self.max_tokens)
+
+
+class CompletionRequest(_OpenAIFields):
+    """Body of `POST /v1/completions`."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = 16  # OpenAI's default on this route
+
+    def to_generate(self) -> GenerateRequest:
+        """The same request in the internal vocabulary."""
+        return _translate(self, prompt=self.prompt, max_tokens=self.max_tokens)
+
+
+def _translate(request: _OpenAIFields, **fields: Any) -> GenerateRequest:
+    shared = {name: getattr(request, name) for name in SamplingFields.model_fields}
+    return GenerateRequest.model_construct(**{**shared, **fields})
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_NO_LONGER_THAN = 80  # characters of a wrong value that a message repeats
+
+
+def parse_body(schema: type[Body], body: bytes) -> Body:
+    """Turn the bytes of a request body into a validated request.
+
+    Raises:
+        InvalidRequest: Names every bad field, its limit and the remedy.
+    """
+    if not body:
+        raise InvalidRequest([FieldError("body", "json", "the body is empty; send a JSON object")])
+    try:
+        data = json.loads(body)
+    except RecursionError:
+        raise InvalidRequest([FieldError("body", "json", "the body is nested too deeply")]) from None
+    except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError for bytes that are not text
+        raise InvalidRequest([FieldError("body", "json", f"the body is not valid JSON: {error}")]) from None
+    if not isinstance(data, dict):
+        raise InvalidRequest([FieldError("body", "json", f"the body must be a JSON object, not {_json_type(data)}")])
+    # An explicit null asks for the default, in OpenAI's API and so in ours; on an unknown field it is still unknown.
+    data = {name: value for name, value in data.items() if value is not None or name not in schema.model_fields}
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise InvalidRequest(_field_errors(error, schema)) from None
+
+
+def _json_type(data: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(data), "null")
+
+
+def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[FieldError]:
+    found = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        field = ".".join(path) or "body"
+        if problem["type"] == "extra_forbidden":
+            message = "is not supported; remove it"
+            if len(path) == 1:
+                message += f" (supported: {', '.join(sorted(schema.model_fields))})"
+            entry = FieldError(field, "unknown_field", message)
+        elif problem["type"] == "value_error":
+            entry = FieldError(field, "conflict", problem["msg"].removeprefix("Value error, "))
+        else:
+            value = "" if problem["type"] == "missing" else f", not {_short(problem['input'])}"
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            entry = FieldError(field, problem["type"], message + value)
+        found.append(entry)
+    return found
+
+
+def _short(value: object) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= _NO_LONGER_THAN else text[:_NO_LONGER_THAN] + "..."

@@ -1,0 +1,147 @@
+"""Every setting, its default and the reason for it. Read once at start; frozen; pure Python, any thread.
+
+The environment variable of a setting is `ENDSTOP_` and its name in capitals. Two more are read because every
+Heroku-style platform sets them: `PORT`, and `WEB_CONCURRENCY`, which must be 1. docs/settings.md lists all.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from worker.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED_MODEL = ROOT / "models" / "endstop-tiny"
+PREFIX = "ENDSTOP_"
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+    env: str = "",
+) -> Any:
+    return field(
+        default=default,
+        metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "env": env},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. Units are in the names: `_s` seconds, `_bytes` bytes."""
+
+    # What is served
+    model: str = _setting(str(EMBEDDED_MODEL), "model folder or hub id")
+    served_model_name: str = _setting("", "name of the model on the wire; empty: the last part of `model`")
+    device: str = _setting("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    # auto: the checkpoint's own type, but float32 for a model below 256 MiB on a CPU, where 16 bits save nothing.
+    dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
+
+    # How much at once
+    max_slots: int = _setting(16, "sequences that generate at the same time", minimum=1, maximum=512)
+    # 4096 positions times 16 slots of a 0.5B model are 0.8 GB of cache: fits where the model itself fits.
+    max_context: int = _setting(4096, "tokens of prompt and answer together, per request", minimum=16)
+    # Tokens per step. A step of 512 costs what about 5 decode steps cost on two cores: running streams hardly
+    # notice, and a 4,000-token prompt needs 8 of them.
+    step_tokens: int = _setting(512, "tokens one step computes, prefill and decode together", minimum=16)
+    max_queue: int = _setting(128, "requests that may wait for a slot; one more is answered 429", minimum=0)
+    max_body_bytes: int = _setting(
+        2 * 1024 * 1024, "size of a request body; a larger one is answered 413", minimum=1024
+    )
+
+    # Deadlines, all in seconds. A request lowers the total with `deadline_s`, never raises it.
+    queue_timeout_s: float = _setting(60.0, "from acceptance to a slot, then QUEUE_TIMEOUT", minimum=0.01)
+    first_token_timeout_s: float = _setting(
+        120.0, "from a slot to the first token, then FIRST_TOKEN_TIMEOUT", minimum=0.01
+    )
+    token_timeout_s: float = _setting(60.0, "between two tokens, then STALLED", minimum=0.01)
+    total_timeout_s: float = _setting(600.0, "from acceptance to the end, then TIMEOUT", minimum=0.01)
+    # A stream that nobody has looked at: the response was lost between the route and the socket.
+    claim_timeout_s: float = _setting(10.0, "from acceptance until somebody reads the stream", minimum=0.01)
+    slow_consumer_s: float = _setting(60.0, "between two reads by the consumer, then SLOW_CONSUMER", minimum=0.01)
+    orphan_ttl_s: float = _setting(60.0, "how long a job without any reader goes on", minimum=0.01)
+    job_ttl_s: float = _setting(300.0, "how long an ended job can be read again", minimum=0.0)
+    # Heroku's router cuts a stream after 55 s without a byte, most proxies after 60.
+    keep_alive_s: float = _setting(10.0, "between two bytes of an open stream", minimum=0.01, maximum=50.0)
+    # A heartbeat older than this means a step that does not come back.
+    step_limit_s: float = _setting(60.0, "longest step before the engine counts as stalled", minimum=1.0)
+    load_timeout_s: float = _setting(1800.0, "loading the model, then DEAD", minimum=0.01)
+    # Long enough for a probe and a person to read the reason, short enough for a supervisor's restart.
+    dead_linger_s: float = _setting(5.0, "how long a process that could not load says why before it exits", minimum=0.0)
+    # Heroku sends SIGKILL 30 s after SIGTERM. gunicorn's graceful timeout is this plus 5.
+    drain_s: float = _setting(20.0, "how long streams may run on after SIGTERM", minimum=0.0)
+
+    # The server
+    host: str = _setting("0.0.0.0", "address to bind")
+    port: int = _setting(8000, "port to bind", minimum=1, maximum=65535, env="PORT")
+    worker_class: str = _setting("gevent", "gunicorn worker class", choices=("gevent", "gthread"))
+    log_level: str = _setting("info", "log level", choices=("debug", "info", "warning", "error"))
+    web_concurrency: int = _setting(1, "worker processes; only 1 is possible", env="WEB_CONCURRENCY")
+
+    @property
+    def model_name(self) -> str:
+        """The model's name on the wire. Never a path of this machine."""
+        return self.served_model_name or Path(self.model).name
+
+    @property
+    def max_streams(self) -> int:
+        """Requests that can be open at once: every slot and every place in the queue."""
+        return self.max_slots + self.max_queue
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read the settings from environment variables.
+
+        Raises:
+            SettingsError: Unknown `ENDSTOP_` variables or bad values; names all of them at once.
+        """
+        known = {variable_name(f): f for f in fields(cls)}
+        problems = []
+        values: dict[str, Any] = {}
+        for name in sorted(n for n in environ if n.startswith(PREFIX) or n in known):
+            setting = known.get(name)
+            if setting is None:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+                problems.append(f"{name} is not a setting{hint}")
+                continue
+            try:
+                values[setting.name] = _parse(setting, environ[name])
+            except ValueError as error:
+                problems.append(f"{name}={environ[name]!r}: {error}")
+        if values.get("web_concurrency", 1) != 1:
+            problems.append(
+                f"WEB_CONCURRENCY={values['web_concurrency']}: must be 1, because every worker process would load "
+                "the model again; one worker serves many streams (set ENDSTOP_MAX_SLOTS), and more machines serve more"
+            )
+        if problems:
+            raise SettingsError("; ".join(problems))
+        return cls(**values)
+
+
+def variable_name(setting: "Field[Any]") -> str:
+    """The environment variable that sets this field."""
+    return setting.metadata["env"] or PREFIX + setting.name.upper()
+
+
+def _parse(setting: "Field[Any]", text: str) -> Any:
+    assert setting.default is not MISSING
+    kind = type(setting.default)
+    metadata = setting.metadata
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"not a {'whole number' if kind is int else 'number'}") from None
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ValueError(f"must be one of {', '.join(metadata['choices'])}")
+    if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
+        raise ValueError(f"must be at least {metadata['minimum']}")
+    if metadata["maximum"] is not None and value > metadata["maximum"]:
+        raise ValueError(f"must be at most {metadata['maximum']}")
+    return value
