@@ -42,6 +42,9 @@ class Settings:
     device: str = _setting("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
     # auto: the checkpoint's own type, but float32 for a model below 256 MiB on a CPU, where 16 bits save nothing.
     dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
+    # auto: one thread for a small model. Its ops are too short to share, and on a busy machine two threads that wait
+    # for each other at the end of each made a step of 3 ms take 200.
+    cpu_threads: int = _setting(0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0)
 
     # How much at once
     max_slots: int = _setting(16, "sequences that generate at the same time", minimum=1, maximum=512)
@@ -67,6 +70,7 @@ class Settings:
     slow_consumer_s: float = _setting(60.0, "between two reads by the consumer, then SLOW_CONSUMER", minimum=0.01)
     orphan_ttl_s: float = _setting(60.0, "how long a job without any reader goes on", minimum=0.01)
     job_ttl_s: float = _setting(300.0, "how long an ended job can be read again", minimum=0.0)
+    max_ended_jobs: int = _setting(1000, "ended jobs that are kept; the oldest goes first", minimum=0)
     # Heroku's router cuts a stream after 55 s without a byte, most proxies after 60.
     keep_alive_s: float = _setting(10.0, "between two bytes of an open stream", minimum=0.01, maximum=50.0)
     # A heartbeat older than this means a step that does not come back.
@@ -78,7 +82,8 @@ class Settings:
     drain_s: float = _setting(20.0, "how long streams may run on after SIGTERM", minimum=0.0)
 
     # The server
-    host: str = _setting("0.0.0.0", "address to bind")
+    # gunicorn's own rule: a platform that sets PORT wants to reach it, a person at a terminal need not be reachable.
+    host: str = _setting("", "address to bind; empty: 0.0.0.0 if PORT is set, else 127.0.0.1")
     port: int = _setting(8000, "port to bind", minimum=1, maximum=65535, env="PORT")
     worker_class: str = _setting("gevent", "gunicorn worker class", choices=("gevent", "gthread"))
     log_level: str = _setting("info", "log level", choices=("debug", "info", "warning", "error"))
@@ -122,6 +127,8 @@ class Settings:
             )
         if problems:
             raise SettingsError("; ".join(problems))
+        if not values.get("host"):
+            values["host"] = "0.0.0.0" if "port" in values else "127.0.0.1"
         return cls(**values)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.training import phrasings as ask
-from models.training.chats import Chats, Conversation, is_held_out_pair, is_held_out_sum
+from models.training.chats import MAX_ADDEND, Chats, Conversation, is_held_out_pair, is_held_out_sum
 from models.training.evaluate import examinations
 from models.training.facts import ALIASES, COUNTRIES, LANGUAGE_WORDS, LANGUAGES
 from models.training.pack import PADDING, encode, pack
@@ -73,7 +73,7 @@ def test_no_training_conversation_has_a_held_out_pair_of_countries(training_set:
 @pytest.mark.slow
 def test_no_held_out_sum_is_in_the_training_set(training_set: list[Conversation]) -> None:
     answers = {exchange.answer for conversation in training_set for exchange in conversation.exchanges}
-    held_out = [(a, b) for a in range(51) for b in range(51) if is_held_out_sum(a, b)]
+    held_out = [(a, b) for a in range(MAX_ADDEND + 1) for b in range(MAX_ADDEND + 1) if is_held_out_sum(a, b)]
     assert len(held_out) > 50
     assert not answers & {f"{a} + {b} = {a + b}." for a, b in held_out}
 

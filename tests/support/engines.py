@@ -58,7 +58,6 @@ def new_engine(
     *,
     runner: ModelRunner | None = None,
     eos_ids: frozenset[int] = frozenset(),
-    on_dead: Callable[[], None] = lambda: None,
     **settings: Any,
 ) -> Engine:
     """A started engine for a model or a runner. Stop it: the leak fixture looks."""
@@ -68,7 +67,7 @@ def new_engine(
         used = runner if runner is not None else new_runner(model, settings.max_slots, settings.max_context)[0]
         return loaded_model(used, eos_ids)
 
-    engine = Engine(chosen, ThreadWakeup(), load, on_dead)
+    engine = Engine(chosen, ThreadWakeup(), load)
     engine.start()
     wait_until(lambda: engine.state != "LOADING")
     assert engine.state == "READY", engine.records.take()

@@ -105,6 +105,7 @@ class SlotAttention:
         self._values: dict[int, Tensor] = {}
         self.layout: PackedLayout | None = None  # set by the runner for each step
 
+    @torch.inference_mode()  # the cache was made in it
     def scrub(self, slot: int) -> None:
         """Clear a slot. A NaN left behind would reach the slot's next owner through masked positions (0 * NaN)."""
         for cache in (*self._keys.values(), *self._values.values()):

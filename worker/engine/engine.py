@@ -72,7 +72,6 @@ class Engine:
         settings: Settings,
         wakeup: Wakeup,
         load: "Callable[[Settings, Callable[[LoadingProgress], None]], LoadedModel]",
-        on_dead: Callable[[], None] = lambda: None,
     ) -> None:
         """Make an engine; `start` it to load the model.
 
@@ -80,11 +79,9 @@ class Engine:
             settings: Slots, budgets and limits.
             wakeup: How the readers of streams are woken.
             load: Loads the model, on the generation thread.
-            on_dead: Called last on the generation thread when it died of a fault.
         """
         self._settings = settings
         self._load = load
-        self._on_dead = on_dead
         self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
         self.records: Receiver[Record, None]
         self._records: SendChannel[Record, None]
@@ -106,7 +103,11 @@ class Engine:
         self.progress: LoadingProgress | None = None
         self.started_at = time.monotonic()
         self.beat_at = self.started_at
-        self.should_drain: Callable[[], bool] = lambda: False  # polled: gunicorn tells nobody of a SIGTERM
+        self.has_loaded = False
+        # Set by who runs the process. The first is polled: gunicorn tells nobody of a SIGTERM. The second is called
+        # last on the generation thread when it has died of a fault.
+        self.should_drain: Callable[[], bool] = lambda: False
+        self.on_dead: Callable[[], None] = lambda: None
 
     # ---- any thread
 
@@ -208,6 +209,7 @@ class Engine:
         has_died = False
         try:
             self._model = self._load(self._settings, self._report_progress)
+            self.has_loaded = True
             self._become_ready()
             self._loop()
             self._end_everyone(ShuttingDown("the server is shutting down"))
@@ -219,7 +221,7 @@ class Engine:
             self._records.close(None)
             self._done.release()
         if has_died:
-            self._on_dead()
+            self.on_dead()
 
     def _report_progress(self, progress: "LoadingProgress") -> None:
         self.progress = progress
@@ -342,9 +344,11 @@ class Engine:
         return End(reason, sequence.usage, round(decode_time_s * 1e3, 3), sequence.stop_strings.matched)
 
     def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
-        if self._model is not None and sequence.slot >= 0:
-            self._model.runner.scrub(sequence.slot)
-        self._finish(sequence, failure_event(error, sequence.usage))
+        try:
+            if self._model is not None and sequence.slot >= 0:
+                self._model.runner.scrub(sequence.slot)
+        finally:
+            self._finish(sequence, failure_event(error, sequence.usage))
 
     def _fail_rows(self, rows: list[Row], error: GenerationFailed) -> None:
         for row in rows:

@@ -27,7 +27,7 @@ from worker.engine.tokenizer import Tokenizer
 from worker.errors import ModelLoadError
 from worker.settings import Settings
 
-# 16 bits save little memory below this and are slower than float32 on most CPUs.
+# Below this 16 bits save little memory and are slower than float32 on most CPUs, and one core does it all.
 _SMALL_MODEL_BYTES = 256 * 1024 * 1024
 
 
@@ -138,8 +138,11 @@ def _load_weights(source: str, settings: Settings, device: str, report: Report) 
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     finally:
         transformers_logging.set_tqdm_hook(previous_hook)
-    if settings.dtype == "auto" and device == "cpu" and model.get_memory_footprint() < _SMALL_MODEL_BYTES:
+    is_small = model.get_memory_footprint() < _SMALL_MODEL_BYTES
+    if settings.dtype == "auto" and device == "cpu" and is_small:
         model = model.float()
+    if settings.cpu_threads or is_small:
+        torch.set_num_threads(settings.cpu_threads or 1)  # of this thread's parallel regions: the generation thread's
     return model.to(device).eval()
 
 

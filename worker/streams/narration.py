@@ -4,14 +4,14 @@ The narrator travels with its sequence and is closed with it. Nothing depends on
 even if a narrator is never closed. Any thread.
 """
 
-from worker.events import Narration
+from worker.events import Event, Narration
 from worker.streams.channel import ChannelBroken, ChannelClosed, SendChannel
 
 
 class Narrator:
     """Says what happens to one request. Silent once its listener is gone."""
 
-    def __init__(self, job_id: str, sender: SendChannel[Narration, None]) -> None:
+    def __init__(self, job_id: str, sender: SendChannel[Event, None]) -> None:
         self._job_id = job_id
         self._sender = sender
 

@@ -57,3 +57,13 @@ def start_thread(target: Callable[[], None]) -> None:
 def native_epoll() -> Any:
     """`select.epoll()`, which gevent removes from the `select` module."""
     return _original("select", "epoll")()
+
+
+def native_poll() -> Any:
+    """`select.poll()`, which gevent replaces with one that switches to the hub."""
+    return _original("select", "poll")()
+
+
+def native_sleep(seconds: float) -> None:
+    """Sleep in a real thread. gevent's `time.sleep` would look for a hub."""
+    _original("time", "sleep")(seconds)

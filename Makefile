@@ -1,0 +1,57 @@
+# One word for every habit. `make serve` and `make test` are all that a new machine needs.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export PORT ?= 8000
+
+.PHONY: help setup serve test lint types check chat bench model clean
+
+help:           ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+setup: $(VENV)/.dev  ## install everything into .venv; quick when nothing changed
+
+serve: $(VENV)/.runtime  ## serve the embedded model (ENDSTOP_MODEL=... another) on PORT, default 8000
+	@ENDSTOP_HOST=$${ENDSTOP_HOST:-127.0.0.1} exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
+
+test: $(VENV)/.dev lint types  ## everything: lint, types, unit, parity and real-socket tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: $(VENV)/.runtime  ## stream from a server of its own, under both worker classes, and judge it
+	$(BIN)/python -m worker check --worker-class gevent
+	$(BIN)/python -m worker check --worker-class gthread
+
+chat: $(VENV)/.runtime  ## talk to the model in the terminal
+	$(BIN)/python -m worker chat
+
+bench: $(VENV)/.runtime  ## time to first token and tokens/s at 1, 4, 16 streams; one JSON line last
+	$(BIN)/python -m bench
+
+model: $(VENV)/.dev  ## train the embedded model again: make model VERSE=path/to/tinyshakespeare.txt
+	@test -f "$(VERSE)" || { echo "make model needs VERSE=path/to/tinyshakespeare.txt"; exit 2; }
+	$(BIN)/python -m models.training --verse "$(VERSE)"
+
+clean:          ## remove the environment and all caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis models/training/work
+
+# torch goes first and alone: its pin is satisfied by an installed CPU build, and nothing after it then pulls another.
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "Endstop needs Python 3.11 or 3.12; set PYTHON=path/to/it"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "no venv module: install your system's package for it (Debian: python3-venv)"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,70 @@
+"""The front door: wires the rooms together. docs/design.md draws them."""
+
+import logging
+import os
+import threading
+
+from flask import Flask
+
+from worker.engine.engine import Engine
+from worker.engine.loader import load
+from worker.jobs import Jobs
+from worker.observe.log import RecordWriter
+from worker.settings import Settings
+from worker.streams.channel import EndOfChannel
+from worker.streams.wakeup import new_wakeup
+from worker.web import native, openai, ops, refusals
+from worker.web.context import EXTENSION, Context
+from worker.web.sse import OpenStreams, close_lost_bodies
+
+logger = logging.getLogger("endstop")
+
+HOUSEKEEPING_S = 1.0
+
+
+def create_app(settings: Settings | None = None, engine: Engine | None = None) -> Flask:
+    """Make the app and start loading the model.
+
+    Call it in the process that will serve, after any fork: threads do not survive one.
+
+    Args:
+        settings: Default: from the environment.
+        engine: Default: a new one for these settings. One that is given must be started by the caller.
+
+    Raises:
+        SettingsError: The environment holds an unknown or bad setting.
+    """
+    if settings is None:
+        settings = Settings.from_env(os.environ)
+    wakeup = new_wakeup()
+    is_ours = engine is None
+    if engine is None:
+        engine = Engine(settings, wakeup, load)
+    jobs = Jobs(settings, engine, wakeup)
+    records = RecordWriter(engine.records)
+
+    app = Flask("endstop", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions[EXTENSION] = Context(settings, engine, jobs, OpenStreams(settings.max_streams), records)
+    for room in (native, openai, ops):
+        app.register_blueprint(room.blueprint)
+    refusals.install(app)
+    app.teardown_request(close_lost_bodies)
+
+    # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
+    threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True).start()
+    if is_ours:
+        engine.start()
+    return app
+
+
+def _keep_house(jobs: Jobs, records: RecordWriter) -> None:
+    """Write the engine's records and forget old jobs, until the engine is gone."""
+    while True:
+        try:
+            records.write_waiting(HOUSEKEEPING_S)
+            jobs.sweep()
+        except EndOfChannel:
+            return
+        except Exception:  # the house must be kept for as long as streams are served
+            logger.exception("housekeeping failed; going on")

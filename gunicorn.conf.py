@@ -1,0 +1,65 @@
+"""The process model. `gunicorn -c gunicorn.conf.py wsgi:app`; docs/design.md says why it is like this."""
+
+import os
+import sys
+
+from worker import process
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+try:
+    settings = Settings.from_env(os.environ)
+except SettingsError as error:
+    sys.exit(f"endstop: {error}")
+
+bind = f"{settings.host}:{settings.port}"
+workers = 1  # the model is loaded once per process
+preload_app = False  # threads do not survive a fork
+worker_class = {"gevent": "gevent", "gthread": "worker.web.gthread_worker.EndstopThreadWorker"}[settings.worker_class]
+threads = settings.max_streams + 16  # gthread: a thread per open stream, and some for /health
+worker_connections = max(1000, 2 * settings.max_streams)
+timeout = 60  # of the worker's heartbeat; not of a request
+graceful_timeout = int(settings.drain_s) + 5
+keepalive = 5
+loglevel = settings.log_level
+accesslog = None  # one line per request comes from the engine, with its outcome
+control_socket_disable = True  # it would start a thread in the arbiter, before the forks
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "loggers": {
+        "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        "endstop": {"level": settings.log_level.upper(), "handlers": ["stderr"], "propagate": False},
+    },
+}
+
+
+def when_ready(server):
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
+    url = f"http://{host}:{settings.port}"
+    print(
+        f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute -d "
+        """'{"messages":[{"role":"user","content":"What is the capital of France?"}]}'""",
+        flush=True,
+    )
+
+
+def post_fork(server, worker):
+    process.prepare(settings, worker.sockets)
+
+
+def post_worker_init(worker):
+    process.started(worker.wsgi, worker)
+
+
+def worker_int(worker):
+    if worker.wsgi is not None:
+        process.interrupted(worker.wsgi)
+
+
+def worker_exit(server, worker):
+    if getattr(worker, "wsgi", None) is not None:
+        process.leaving(worker.wsgi)

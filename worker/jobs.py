@@ -1,0 +1,334 @@
+"""Requests that were accepted: admission, the journal of their events, resume, cancel, expiry. No Flask, no torch.
+
+Every stream is a job, whichever API asked for it. The job's journal numbers the events in the order in which they
+are first read, so that what waits in the channel can still be merged; from then on an event keeps its number and
+any reader can come back for it. Web side: any thread or greenlet.
+"""
+
+import math
+import time
+import uuid
+import weakref
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from worker.engine.engine import INCOMPLETE, Engine
+from worker.engine.sequence import Deadlines, Sequence, SequenceState
+from worker.errors import FieldError, GenerationFailed, InvalidRequest, Overloaded, UnknownJob
+from worker.events import End, Event, Failure, Started, StopReason, Terminal, Usage, merge_waiting
+from worker.request import GenerateRequest
+from worker.settings import Settings
+from worker.streams.channel import EndOfChannel, ReceiveChannel, Receiver, SendChannel, merge, open_channel
+from worker.streams.narration import Narrator
+from worker.streams.native import new_lock
+from worker.streams.wakeup import Waiter, Wakeup
+
+OnDisconnect = Literal["cancel", "continue"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job as `GET /v1/jobs/{id}` shows it. `state` is QUEUED, RUNNING, ENDED, FAILED or CANCELLED."""
+
+    state: str
+    usage: Usage
+    terminal: Terminal | None
+
+
+class Job:
+    """One accepted request and the journal of its events.
+
+    Holds the sequence weakly: the engine owns it, and with it the only sending end. A job that kept the sender
+    alive would keep a forgotten stream open.
+    """
+
+    def __init__(
+        self,
+        started: Started,
+        sequence: Sequence,
+        receiver: Receiver[Event, Terminal],
+        engine: Engine,
+        wakeup: Wakeup,
+        on_disconnect: OnDisconnect,
+    ) -> None:
+        self.id = started.job_id
+        self.on_disconnect = on_disconnect
+        self.num_prompt_tokens = len(sequence.prompt_ids)
+        self._sequence = weakref.ref(sequence)
+        self._receiver = receiver
+        self._engine = engine
+        self._wakeup = wakeup
+        # Guards the journal and the count of readers: between taking from the channel and writing it down, no other
+        # reader may look, or it would find neither and sleep through the last event.
+        self._lock = new_lock()
+        self._journal: list[Event] = [started]
+        self._num_readers = 0
+        self._unread_since = time.monotonic()
+        self.ended_at: float | None = None  # monotonic, when the terminal event was written down
+
+    def read(self, after: int = -1) -> "JobReader":
+        """A reader of the events behind number `after`.
+
+        Raises:
+            InvalidRequest: There is no such event yet.
+        """
+        with self._lock:
+            if not -1 <= after < len(self._journal):
+                last = len(self._journal) - 1
+                raise InvalidRequest(
+                    [
+                        FieldError(
+                            "last_event_id", "range", f"must be between 0 and {last}, the newest event, not {after}"
+                        )
+                    ]
+                )
+            self._num_readers += 1
+        return JobReader(self, self._receiver, self._wakeup.new_waiter(), after + 1)
+
+    def cancel(self, by: str) -> None:
+        """End the job within one step. Idempotent."""
+        sequence = self._sequence()
+        if sequence is not None:
+            self._engine.cancel(sequence, by)
+
+    def fail(self, error: GenerationFailed) -> None:
+        """End the stream from outside, when the engine cannot. Loses against an ending that came first."""
+        sequence = self._sequence()
+        if sequence is not None:
+            sequence.sender.close(Failure(error.code, error.message, sequence.usage, error.status))
+
+    def status(self) -> JobStatus:
+        """Where the job is now."""
+        terminal = self._pump()
+        if terminal is not None:
+            if isinstance(terminal, Failure):
+                return JobStatus("FAILED", terminal.usage, terminal)
+            is_cancelled = terminal.stop_reason is StopReason.CANCELLED
+            return JobStatus("CANCELLED" if is_cancelled else "ENDED", terminal.usage, terminal)
+        sequence = self._sequence()
+        if sequence is None or sequence.state is SequenceState.WAITING:
+            return JobStatus("QUEUED", Usage(self.num_prompt_tokens, 0), None)
+        return JobStatus("RUNNING", sequence.usage, None)
+
+    def expire(self, now: float, orphan_ttl_s: float) -> None:
+        """Cancel the job if nobody has read it for too long."""
+        is_orphan = self._num_readers == 0 and now - self._unread_since > orphan_ttl_s
+        if self._pump() is None and is_orphan:
+            self.cancel("orphan")
+
+    def close(self) -> None:
+        """Forget the job: nobody can read it any more."""
+        self._receiver.close()
+
+    def _events_from(self, number: int) -> tuple[list[Event], bool]:
+        """The events from `number` on, and whether the terminal event has been written down."""
+        with self._lock:
+            self._write_down()
+            return self._journal[number:], self.ended_at is not None
+
+    def _pump(self) -> Terminal | None:
+        """Write down what waits. Returns the terminal event once there is one."""
+        with self._lock:
+            self._write_down()
+            last = self._journal[-1]
+        return last if isinstance(last, End | Failure) else None
+
+    def _write_down(self) -> None:
+        if self.ended_at is None:
+            try:
+                self._journal += self._receiver.take()
+            except EndOfChannel as end:
+                self._journal.append(end.reason)
+                self.ended_at = time.monotonic()
+
+    def _leave(self, reader: "JobReader") -> None:
+        with self._lock:
+            if reader.is_closed:
+                return
+            reader.is_closed = True
+            self._num_readers -= 1
+            self._unread_since = time.monotonic()
+            is_last = self._num_readers == 0
+        if is_last and self.on_disconnect == "cancel":
+            self.cancel("client")
+
+
+class JobReader:
+    """One reader of a job, with its own place in the journal."""
+
+    def __init__(self, job: Job, receiver: Receiver[Event, Terminal], waiter: Waiter, number: int) -> None:
+        self.job = job
+        self.is_done = False  # the terminal event has been given out, or was before this reader came
+        self.is_closed = False
+        self._receiver = receiver
+        self._waiter = waiter
+        self._next = number
+        receiver.listen(self._waiter)
+
+    def read(self, timeout_s: float) -> list[tuple[int, Event]]:
+        """The next events with their numbers, after waiting for the first of them if need be.
+
+        Returns:
+            Empty when the time was over, when the reader was closed, or when everything has been read (`is_done`).
+
+        Thread: one consumer at a time; `close` may come from any other.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (self.is_closed or self.is_done):
+            self._waiter.arm()
+            events, self.is_done = self.job._events_from(self._next)
+            if events:
+                first, self._next = self._next, self._next + len(events)
+                return list(enumerate(events, first))
+            remaining_s = deadline - time.monotonic()
+            if self.is_done or remaining_s <= 0:  # done: came back with the terminal event's number
+                break
+            self._waiter.wait(remaining_s)
+        return []
+
+    def close(self) -> None:
+        """Leave. Idempotent, any thread. The last one to leave cancels the job if it is of that kind."""
+        self._receiver.unlisten(self._waiter)
+        self.job._leave(self)
+        self._waiter.wake()
+
+
+class Jobs:
+    """All jobs of this process, and the door through which new ones come."""
+
+    def __init__(self, settings: Settings, engine: Engine, wakeup: Wakeup) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._wakeup = wakeup
+        self._jobs: dict[str, Job] = {}
+
+    def start(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Job:
+        """Admit a request and queue it.
+
+        Args:
+            request: Validated by its schema.
+            on_disconnect: What the route does if the request does not say.
+
+        Raises:
+            NotReady: Loading, draining or dead.
+            Overloaded: Every slot and every place in the queue is taken.
+            InvalidRequest: It can never fit, or its deadline is above the server's.
+        """
+        model = self._engine.model
+        if self._engine.num_open >= self._settings.max_streams:  # before the work of encoding; submit decides
+            raise Overloaded(f"{self._settings.max_streams} requests are open, the limit; try again later", 1)
+        deadlines = self._deadlines(request, on_disconnect)
+        prompt_ids = self._encode(request)
+        max_tokens = self._max_tokens(request, len(prompt_ids), model.max_context)
+
+        job_id = uuid.uuid4().hex
+        sender: SendChannel[Event, Terminal]
+        receiver: ReceiveChannel[Event, Terminal]
+        sender, receiver = open_channel(self._wakeup, INCOMPLETE, merge_waiting)
+        source: Receiver[Event, Terminal] = receiver
+        narrator = None
+        if request.narrate:
+            words: SendChannel[Event, None]
+            heard: ReceiveChannel[Event, None]
+            words, heard = open_channel(self._wakeup, None)
+            narrator = Narrator(job_id, words)
+            source = merge(self._wakeup, receiver, heard)
+        sequence = Sequence(
+            request_id=job_id,
+            prompt_ids=prompt_ids,
+            params=request.sampling(max_tokens),
+            sender=sender,
+            detokenizer=model.tokenizer.new_detokenizer(),
+            deadlines=deadlines,
+            narrator=narrator,
+        )
+        started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
+        job = Job(started, sequence, source, self._engine, self._wakeup, request.on_disconnect or on_disconnect)
+        self._engine.submit(sequence)
+        self._jobs[job_id] = job
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id.
+
+        Raises:
+            UnknownJob: There is none, or it has expired.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise UnknownJob(
+                f"no job has the id {job_id!r}; ended jobs are kept for {self._settings.job_ttl_s:g} s after their end"
+            )
+        return job
+
+    def forget(self, job: Job) -> None:
+        """Drop a job that nobody will ask for again. Idempotent."""
+        if self._jobs.pop(job.id, None) is not None:
+            job.close()
+
+    def sweep(self) -> None:
+        """Cancel orphans and forget what ended long ago, and the oldest when too many have ended."""
+        now = time.monotonic()
+        ended = []
+        for job in list(self._jobs.values()):
+            job.expire(now, self._settings.orphan_ttl_s)
+            if job.ended_at is not None:
+                if now - job.ended_at > self._settings.job_ttl_s:
+                    self.forget(job)
+                else:
+                    ended.append(job)
+        for job in ended[: max(0, len(ended) - self._settings.max_ended_jobs)]:  # dicts keep the order of arrival
+            self.forget(job)
+
+    def _deadlines(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Deadlines:
+        settings = self._settings
+        total_s = settings.total_timeout_s
+        if request.deadline_s is not None:
+            if request.deadline_s > total_s:
+                message = f"must be at most {total_s:g}, the server's own limit, not {request.deadline_s:g}"
+                raise InvalidRequest([FieldError("deadline_s", "less_than_equal", message)])
+            total_s = request.deadline_s
+        # A job that goes on without readers is looked after by `sweep`, not by its channel being read.
+        goes_on = (request.on_disconnect or on_disconnect) == "continue"
+        return Deadlines(
+            queue_s=settings.queue_timeout_s,
+            first_token_s=settings.first_token_timeout_s,
+            token_s=settings.token_timeout_s,
+            total_s=total_s,
+            claim_s=math.inf if goes_on else settings.claim_timeout_s,
+            slow_consumer_s=math.inf if goes_on else settings.slow_consumer_s,
+        )
+
+    def _encode(self, request: GenerateRequest) -> list[int]:
+        tokenizer = self._engine.model.tokenizer
+        if request.messages is not None:
+            prompt_ids = tokenizer.encode_chat(request.messages)
+        else:
+            prompt_ids = tokenizer.encode(request.prompt or "")
+        if not prompt_ids:
+            raise InvalidRequest([FieldError(_input_field(request), "too_short", "holds no token; send some text")])
+        return prompt_ids
+
+    def _max_tokens(self, request: GenerateRequest, num_prompt_tokens: int, max_context: int) -> int:
+        """The request's own limit, or all that the context leaves."""
+        left = max_context - num_prompt_tokens
+        if left < 1:
+            message = (
+                f"is {num_prompt_tokens} tokens long; prompt and answer together may have {max_context}, so send at "
+                f"most {max_context - 1}"
+            )
+            raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
+        if request.max_tokens is None:
+            return left
+        if request.max_tokens > left:
+            message = (
+                f"is {request.max_tokens}, and the prompt has {num_prompt_tokens} tokens; together they may have "
+                f"{max_context}, so ask for at most {left}"
+            )
+            raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
+        return request.max_tokens
+
+
+def _input_field(request: GenerateRequest) -> str:
+    return "prompt" if request.messages is None else "messages"

@@ -1,0 +1,82 @@
+"""The life of the serving process: what gunicorn's hooks do. gunicorn.conf.py calls these and nothing else does.
+
+The engine lives in the worker process, made after the fork: threads do not survive one, and OpenMP hangs after one.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from worker.observe.loading import show_loading
+from worker.settings import Settings
+from worker.streams.native import is_gevent_patched, native_sleep
+
+# gunicorn stops for good, with this exit code, when a worker reports it (`Arbiter.WORKER_BOOT_ERROR`): a model that
+# cannot be loaded now cannot be loaded again in a moment.
+EXIT_CANNOT_LOAD = 3
+EXIT_DIED = 1
+# After a fault every stream has its terminal event already; this is for the bytes to leave.
+DIED_LINGER_S = 1.0
+
+STREAM_END_S = 1.5
+JOIN_S = 2.0
+
+
+def prepare(settings: Settings, listeners: list[Any]) -> None:
+    """In the new worker process, before gevent patches anything."""
+    # Locks that these libraries make while they are imported are real ones now, which the generation thread may
+    # share with greenlets. tests/test_traps.py shows what happens to it otherwise.
+    import worker.engine.loader  # noqa: F401
+
+    for listener in listeners:  # accepted sockets inherit these on Linux
+        # A peer that acknowledges no byte for this long is gone. SO_SNDTIMEO has no effect under gevent.
+        timeout_ms = int(settings.slow_consumer_s * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def started(app: Any, worker: Any) -> None:
+    """The worker has made its app: connect the engine with the process."""
+    engine = app.extensions["endstop"].engine
+    settings = app.extensions["endstop"].settings
+
+    def exit_when_dead() -> None:
+        """On the generation thread, as its last act."""
+        has_loaded = engine.has_loaded
+        native_sleep(DIED_LINGER_S if has_loaded else settings.dead_linger_s)
+        os._exit(EXIT_DIED if has_loaded else EXIT_CANNOT_LOAD)
+
+    engine.on_dead = exit_when_dead
+    engine.should_drain = lambda: not worker.alive  # SIGTERM calls no hook: the engine has to look
+    threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
+    if is_gevent_patched():
+        # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
+        sys.setswitchinterval(0.0005)
+
+
+def interrupted(app: Any) -> None:
+    """SIGINT or SIGQUIT: gunicorn exits in 0.1 s, so the streams are ended now."""
+    _end_streams(app, STREAM_END_S)
+
+
+def leaving(app: Any) -> None:
+    """The worker's last hook."""
+    _end_streams(app, STREAM_END_S)
+    shared = app.extensions["endstop"]
+    logging.shutdown()
+    if not shared.engine.stop(JOIN_S) or shared.streams.num_open:
+        # An interpreter that is torn down under a thread inside torch aborts, and one that waits for a pool
+        # thread that waits for a client does not end.
+        os._exit(0)
+
+
+def _end_streams(app: Any, limit_s: float) -> None:
+    shared = app.extensions["endstop"]
+    shared.engine.drain(0)
+    deadline = time.monotonic() + limit_s
+    while shared.streams.num_open and time.monotonic() < deadline:
+        time.sleep(0.02)  # gevent's under gevent: the greenlets that write the endings run meanwhile

@@ -1,0 +1,133 @@
+"""The native API: jobs with numbered events. A translation and no logic of its own."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from worker.errors import FieldError, InvalidRequest
+from worker.events import End, Event, Failure, Metrics, Narration, Started, Usage
+from worker.jobs import Job, JobReader
+from worker.request import GenerateRequest
+from worker.web.context import context, read_body
+from worker.web.sse import HEADERS, encode_data, event_stream_response, stream_job
+
+blueprint = Blueprint("native", __name__)
+
+
+class NativeTranslator:
+    """Events in the words of the stream contract, section 2."""
+
+    def encode(self, number: int, event: Event) -> bytes:
+        return b"id: %d\n" % number + encode_data(_payload(event))
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _payload(event: Event) -> dict[str, Any]:
+    match event:
+        case Started():
+            return {
+                "type": "started",
+                "job_id": event.job_id,
+                "model": event.model,
+                "started_at": event.started_at,
+            }
+        case Narration():
+            return {
+                "type": "narration",
+                "actor": event.actor,
+                "action": event.action,
+                "target": event.target,
+                "human": event.human,
+                "job_id": event.job_id,
+            }
+        case Metrics():
+            return {
+                "type": "metrics",
+                "tokens_per_sec": event.tokens_per_sec,
+                "vram_bytes": event.vram_bytes,
+                "queue_ms": event.queue_ms,
+                "ttft_ms": event.ttft_ms,
+            }
+        case End():
+            return {
+                "type": "end",
+                "tokens_out": event.usage.completion_tokens,
+                "decode_time_ms": event.decode_time_ms,
+                "stop_reason": event.stop_reason.value,
+                "stop_sequence_matched": event.stop_sequence_matched,
+                "usage": _usage(event.usage),
+            }
+        case Failure():
+            return {"type": "error", "code": event.code, "message": event.message, "usage": _usage(event.usage)}
+        case _:
+            payload = {"type": "token", "t": event.text, "i": event.index}
+            return payload if event.count == 1 else payload | {"n": event.count}
+
+
+@blueprint.post("/v1/jobs")
+@blueprint.post("/v1/inference")
+def create_job() -> tuple[Response, int]:
+    """Queue a request and say where its events can be read."""
+    job = context().jobs.start(read_body(GenerateRequest), on_disconnect="continue")
+    return jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream"), 202
+
+
+@blueprint.get("/v1/jobs/<job_id>/stream")
+@blueprint.get("/v1/inference/<job_id>/stream")
+def stream_existing(job_id: str) -> Response:
+    """The events of a job, from the start or behind the last one that the client has."""
+    job = context().jobs.get(job_id)
+    if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
+        return Response(mimetype="text/event-stream", headers=HEADERS)
+    return _stream(job.read(_last_event_id()))
+
+
+@blueprint.get("/v1/jobs/<job_id>")
+@blueprint.get("/v1/inference/<job_id>")
+def show_job(job_id: str) -> Response:
+    """State, usage and outcome of a job."""
+    return jsonify(_status(context().jobs.get(job_id)))
+
+
+@blueprint.delete("/v1/jobs/<job_id>")
+@blueprint.delete("/v1/inference/<job_id>")
+def cancel_job(job_id: str) -> Response:
+    """Cancel a job. Idempotent: an ended one stays as it ended."""
+    job = context().jobs.get(job_id)
+    job.cancel("delete")
+    return jsonify(_status(job))
+
+
+@blueprint.post("/execute")
+def execute() -> Response:
+    """Create a job and stream it in one call."""
+    return _stream(context().jobs.start(read_body(GenerateRequest), on_disconnect="cancel").read())
+
+
+def _stream(reader: JobReader) -> Response:
+    shared = context()
+    close = shared.streams.open(reader)
+    chunks = stream_job(reader, NativeTranslator(), shared.engine, shared.settings.keep_alive_s)
+    return event_stream_response(chunks, close)
+
+
+def _last_event_id() -> int:
+    text = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
+    if text is None:
+        return -1
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise InvalidRequest([FieldError("last_event_id", "integer", f"must be the id of an event, not {text[:80]!r}")])
+    return int(text)
+
+
+def _status(job: Job) -> dict[str, Any]:
+    status = job.status()
+    outcome = _payload(status.terminal) if status.terminal is not None else None
+    return {"job_id": job.id, "state": status.state, "usage": _usage(status.usage), "outcome": outcome}

@@ -1,0 +1,68 @@
+"""For those who run the server: is it alive, is it ready, how far is loading."""
+
+import time
+from collections.abc import Iterator
+
+from flask import Blueprint, Response, jsonify
+
+from worker.engine.engine import Engine, EngineState
+from worker.web.context import context
+from worker.web.sse import DONE, PING, encode_data, event_stream_response
+
+blueprint = Blueprint("ops", __name__)
+
+PROGRESS_TICK_S = 0.1
+
+
+@blueprint.get("/health")
+def health() -> tuple[Response, int]:
+    """Liveness: 200 while the generation thread makes progress, is idle or loads."""
+    reason = context().engine.liveness()
+    if reason:
+        return jsonify(status="dead", reason=reason), 503
+    return jsonify(status="ok"), 200
+
+
+@blueprint.get("/ready")
+@blueprint.get("/v1/ready")
+def ready() -> tuple[Response, int] | tuple[Response, int, dict[str, str]]:
+    """Readiness: 200 only when a request would be accepted now."""
+    shared = context()
+    engine = shared.engine
+    state, reason, retry_after_s = engine.state.value, engine.reason, 2
+    if engine.state is EngineState.READY:
+        if reason := engine.liveness():
+            state, retry_after_s = EngineState.DEAD.value, 10
+        elif engine.num_open >= shared.settings.max_streams:
+            state, reason, retry_after_s = "FULL", f"{engine.num_open} requests are open, the limit", 1
+        else:
+            return jsonify(state=state, model=shared.settings.model_name), 200
+    return jsonify(state=state, reason=reason), 503, {"Retry-After": str(retry_after_s)}
+
+
+@blueprint.get("/v1/loading/progress")
+def loading_progress() -> Response:
+    """Server-Sent Events while the model loads. Ends by itself when it is ready or cannot be loaded."""
+    shared = context()
+    chunks = _progress(shared.engine, shared.settings.keep_alive_s)
+    return event_stream_response(chunks, lambda: None)
+
+
+def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
+    shown = None
+    shown_at = 0.0
+    while engine.state is EngineState.LOADING and not engine.liveness():
+        now = time.monotonic()
+        if engine.progress is not shown and engine.progress is not None:
+            shown, shown_at = engine.progress, now
+            yield encode_data({"state": "LOADING", "phase": shown.phase, "fraction": round(shown.fraction, 3)})
+        elif now - shown_at >= keep_alive_s:
+            shown_at = now
+            yield PING
+        time.sleep(PROGRESS_TICK_S)
+    if engine.state is EngineState.LOADING:
+        yield encode_data({"state": EngineState.DEAD.value, "reason": engine.liveness()})
+    else:
+        reason = {"reason": engine.reason} if engine.reason else {}
+        yield encode_data({"state": engine.state.value, "fraction": 1.0} | reason)
+    yield DONE

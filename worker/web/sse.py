@@ -1,0 +1,173 @@
+"""Events to bytes, keep-alives, and the proof that every stream ends. The promise of the stream contract lives here.
+
+A response body is a class and not a bare generator: the `finally` of a generator that was never started does not
+run, `call_on_close` is skipped on some paths, and both when a hook raises. `StreamBody.close()` runs on all of them
+(tests/web/test_body.py has the list).
+"""
+
+import json
+import logging
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from flask import Response, g, request
+
+from worker.engine.engine import Engine, failure_event
+from worker.errors import EngineDead, InferenceFailed, Overloaded
+from worker.events import Event
+from worker.jobs import JobReader
+from worker.streams.native import new_lock
+from worker.web.disconnect import DisconnectWatcher
+
+logger = logging.getLogger("endstop")
+
+# ONE newline: a blank line after a comment makes openai-python parse an empty event (JSONDecodeError).
+PING = b": ping\n"
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def encode_data(payload: object) -> bytes:
+    """One `data:` line and its blank line. ASCII, because U+2028 splits lines in naive clients."""
+    return b"data: " + json.dumps(payload, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+class Translator(Protocol):
+    """One wire format."""
+
+    def encode(self, number: int, event: Event) -> bytes:
+        """The bytes of one event; empty if the format has nothing for it."""
+        ...
+
+
+def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
+    """The bytes of a job's stream: events as they come, pings while none do, one terminal, `[DONE]`.
+
+    This is the generator that a response iterates. It ends when the reader is closed from outside too, without a
+    terminal event: then the connection is gone.
+    """
+    while not reader.is_done:
+        batch = reader.read(keep_alive_s)
+        if reader.is_closed:
+            return
+        if not batch and not reader.is_done:
+            reason = engine.liveness()
+            if reason:  # the thread that would have ended this stream does not answer
+                reader.job.fail(EngineDead(reason))
+            yield PING
+            continue
+        try:
+            data = b"".join(translator.encode(number, event) for number, event in batch)
+        except Exception:  # a bug of ours, after the headers: the client is owed an ending all the same
+            logger.exception("job %s: an event could not be encoded", reader.job.id)
+            reader.job.cancel("engine")
+            error = InferenceFailed("the answer could not be encoded; the server's log has the details")
+            usage = reader.job.status().usage
+            yield translator.encode(batch[0][0], failure_event(error, usage)) + DONE
+            return
+        yield data or PING  # an event that this format does not show is a sign of life all the same
+    yield DONE
+
+
+class StreamBody:
+    """A WSGI response body that cleans up once, on every path: iterated, abandoned, never started."""
+
+    def __init__(self, chunks: Generator[bytes] | Iterator[bytes], on_close: Callable[[], None]) -> None:
+        self._chunks = chunks
+        self._on_close = on_close
+        self._is_closed = False
+
+    def __iter__(self) -> "StreamBody":
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def close(self) -> None:
+        """Stop and clean up. Idempotent. The WSGI server calls it; so do the teardown hook and the collector."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if isinstance(self._chunks, Generator):
+                self._chunks.close()
+        finally:
+            self._on_close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class OpenStreams:
+    """The readers that wait for tokens in this process: watched for clients that leave, and counted.
+
+    Under gthread each holds a thread of the pool; one too many would starve `/health`, so it is refused here.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._watcher = DisconnectWatcher()
+        self._lock = new_lock()
+        self._num_open = 0
+
+    @property
+    def num_open(self) -> int:
+        """Readers that are open now."""
+        return self._num_open
+
+    def open(self, reader: JobReader) -> Callable[[], None]:
+        """Watch the current request's connection on behalf of `reader`.
+
+        Returns:
+            What to call at the end, once or more often.
+
+        Raises:
+            Overloaded: Too many are open. The reader has been closed.
+        """
+        with self._lock:
+            is_full = self._num_open >= self._limit
+            self._num_open += not is_full
+        if is_full:
+            reader.close()
+            raise Overloaded(f"{self._limit} streams are open, the limit; try again later", 1)
+        sock = request.environ.get("gunicorn.socket")  # absent in Flask's test client
+        fd = self._watcher.watch(sock, reader.close) if sock is not None else -1
+        is_open = True
+
+        def close() -> None:
+            nonlocal is_open
+            with self._lock:
+                was_open, is_open = is_open, False
+                self._num_open -= was_open
+            if was_open:
+                # First the watch, then the job: afterwards the descriptor is the server's to use again.
+                if fd >= 0:
+                    self._watcher.unwatch(fd)
+                reader.close()
+
+        return close
+
+
+def event_stream_response(chunks: Iterator[bytes], on_close: Callable[[], None]) -> Response:
+    """A streaming response. If a hook or an error handler throws it away, the teardown closes its body."""
+    body = StreamBody(chunks, on_close)
+    g.setdefault("open_bodies", []).append(body)
+    return Response(body, mimetype="text/event-stream", headers=HEADERS)
+
+
+def close_lost_bodies(error: BaseException | None) -> None:
+    """Teardown of a request: when it failed, nobody will ever iterate the bodies that it made."""
+    if error is not None:
+        for body in g.pop("open_bodies", ()):
+            body.close()
+
+
+def collect(reader: JobReader, engine: Engine, keep_alive_s: float) -> list[Event]:
+    """All events of a job, for an answer that is not streamed. Ends early, without a terminal, if the client left."""
+    events: list[Event] = []
+    while not (reader.is_done or reader.is_closed):
+        batch = reader.read(keep_alive_s)
+        events += [event for _, event in batch]
+        if not batch and not reader.is_done and (reason := engine.liveness()):
+            reader.job.fail(EngineDead(reason))
+    return events
