@@ -44,7 +44,9 @@ class Settings:
     dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
     # auto: one thread for a small model. Its ops are too short to share, and on a busy machine two threads that wait
     # for each other at the end of each made a step of 3 ms take 200.
-    cpu_threads: int = _setting(0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0)
+    cpu_threads: int = _setting(
+        0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0
+    )
 
     # How much at once
     max_slots: int = _setting(16, "sequences that generate at the same time", minimum=1, maximum=512)

@@ -21,10 +21,15 @@ VOCAB_SIZE = 400
 _SHAPE: Any = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": VOCAB_SIZE}
 _GROUPED: Any = _SHAPE | {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512}
 
+_GPT2: Any = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": VOCAB_SIZE}
+_GPT2 |= {"bos_token_id": 0, "eos_token_id": 0}
+
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**_GROUPED),
     "qwen2": Qwen2Config(**_GROUPED),
-    "gpt2": GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=VOCAB_SIZE, n_positions=512, bos_token_id=0, eos_token_id=0),
+    "gpt2": GPT2Config(
+        n_embd=64, n_layer=3, n_head=4, vocab_size=VOCAB_SIZE, n_positions=512, bos_token_id=0, eos_token_id=0
+    ),
     # a window shorter than the prompts: attention that the packed runner does not know
     "mistral-window": MistralConfig(**_GROUPED, sliding_window=8),
 }
