@@ -137,7 +137,8 @@ class RawStream:
     def __init__(self, server: Server, method: str, path: str, body: Any = None, **headers: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S)
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(data)}"]
+        headers.setdefault("Content_Length", str(len(data)))
+        lines = [f"{method} {path} HTTP/1.1", "Host: test"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
         self._deadline = time.monotonic() + ANSWER_S

@@ -51,7 +51,12 @@ def metaspace() -> Any:
 
 def word_piece() -> Any:
     """As BERT: a space before every token that does not continue a word, and cleaned up around punctuation."""
-    words = [*"the quick fox do not it i is I was you can n m s ve re".split(), "n't", "'m", "'s"]
+    words = [
+        *["the", "quick", "fox", "do", "not", "it", "i", "is", "I", "was", "you", "can", "n", "m", "s", "ve", "re"],
+        "n't",
+        "'m",
+        "'s",
+    ]
     tokens = ["[UNK]", *words, *(f"##{word}" for word in words), *".,!?'-"]
     word_piece: Any = models.WordPiece
     tokenizer = Tokenizer(word_piece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))

@@ -262,17 +262,14 @@ class Engine:
         if is_deadline_tick:
             self._deadlines_at = now
         for sequence in self._scheduler.sequences():
-            if sequence.cancelled_by is None and sequence.sender.is_broken:
-                sequence.cancelled_by = "client"
-            if sequence.cancelled_by is not None:
-                self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+            if sequence.cancelled_by is not None or sequence.sender.is_broken:
+                self._cancel(sequence, "client")
             elif is_deadline_tick:
                 overdue = sequence.overdue(now)
                 if isinstance(overdue, GenerationFailed):
                     self._fail(sequence, overdue)
                 elif overdue is not None:
-                    sequence.cancelled_by = overdue
-                    self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+                    self._cancel(sequence, overdue)
 
     def _drain_if_asked(self, now: float) -> None:
         if self._drain_limit_s is None and self.should_drain():
@@ -312,6 +309,8 @@ class Engine:
                 self._advance(row.sequence, tokens.token_ids[i], now)
             except GenerationFailed as error:
                 self._fail(row.sequence, error)
+            except ChannelBroken:
+                self._cancel(row.sequence, "client")
             except Exception as error:  # a detokenizer that raises, say: this row's own fault
                 self._fail(row.sequence, self._fault(error))
 
@@ -343,6 +342,11 @@ class Engine:
             decode_time_s = sequence.last_token_at - sequence.first_token_at
         return End(reason, sequence.usage, round(decode_time_s * 1e3, 3), sequence.stop_strings.matched)
 
+    def _cancel(self, sequence: Sequence, by: str) -> None:
+        """End a sequence that nobody wants any more. Who said so first is named."""
+        sequence.cancelled_by = sequence.cancelled_by or by
+        self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+
     def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
         try:
             if self._model is not None and sequence.slot >= 0:
@@ -356,8 +360,6 @@ class Engine:
 
     def _fault(self, error: Exception) -> InferenceFailed:
         """Translate a fault for the client, who gets its kind, and for the log, which gets all of it."""
-        if isinstance(error, ChannelBroken):
-            return InferenceFailed("the reader is gone")
         self._log(logging.ERROR, "".join(traceback.format_exception(error)))
         return InferenceFailed(f"the model failed ({type(error).__name__}); the server's log has the details")
 

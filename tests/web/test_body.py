@@ -1,0 +1,126 @@
+"""Every way in which a WSGI server and Flask can treat a body, in process: clean-up runs exactly once."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flask import Flask, Response
+
+from app import create_app
+from tests.support.engines import loaded_model, wait_until
+from tests.support.gated_runner import GatedRunner
+from worker.engine.engine import Engine
+from worker.settings import Settings
+from worker.streams.wakeup import new_wakeup
+from worker.web.sse import StreamBody
+
+PROMPT = {"prompt": "hello", "max_tokens": 3, "temperature": 0}
+
+
+class _Closes:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def _numbers() -> Iterator[bytes]:
+    yield b"1"
+    yield b"2"
+
+
+@pytest.mark.parametrize("num_read", [0, 1, 2, 3])
+def test_close_runs_once_however_far_the_body_was_read(num_read: int) -> None:
+    closes = _Closes()
+    body = StreamBody(_numbers(), closes)
+    for _ in range(num_read):
+        next(body, None)
+    body.close()
+    body.close()
+    assert closes.count == 1
+
+
+def test_a_body_that_is_dropped_closes_itself() -> None:
+    closes = _Closes()
+    body = StreamBody(_numbers(), closes)
+    del body
+    assert closes.count == 1
+
+
+def test_close_runs_when_the_stream_raises() -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"1"
+        raise RuntimeError("a bug")
+
+    closes = _Closes()
+    body = StreamBody(broken(), closes)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(body)
+    body.close()
+    assert closes.count == 1
+
+
+@pytest.fixture
+def app() -> Iterator[Flask]:
+    settings = replace(Settings(), max_slots=2, max_queue=2, max_context=128)
+    runner = GatedRunner()
+    wakeup = new_wakeup()
+    engine = Engine(settings, wakeup, lambda s, report: runner.adopt(loaded_model(runner, max_context=128)))
+    app = create_app(settings, engine)
+    app.extensions["runner"] = runner
+    engine.start()
+    wait_until(lambda: engine.state == "READY")
+    yield app
+    runner.open()
+    assert engine.stop(10)
+
+
+def _shared(app: Flask) -> Any:
+    return app.extensions["endstop"]
+
+
+def _wait_until_free(app: Flask) -> None:
+    app.extensions["runner"].open()
+    wait_until(lambda: _shared(app).engine.num_open == 0 and _shared(app).streams.num_open == 0)
+
+
+def test_a_body_that_is_never_started_frees_its_slot(app: Flask) -> None:
+    response = app.test_client().post("/execute", json=PROMPT, buffered=False)
+    assert _shared(app).streams.num_open == 1
+    response.close()
+    assert _shared(app).streams.num_open == 0
+    _wait_until_free(app)
+
+
+def test_a_body_that_a_hook_throws_away_frees_its_slot(app: Flask) -> None:
+    @app.after_request
+    def raises(response: Response) -> Response:
+        raise RuntimeError("a hook's bug")
+
+    response = app.test_client().post("/execute", json=PROMPT)
+    assert response.status_code == 500
+    assert _shared(app).streams.num_open == 0
+    _wait_until_free(app)
+
+
+def test_an_event_that_cannot_be_encoded_ends_the_stream_with_a_code(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.web import native
+
+    payload = native._payload
+
+    def broken(event: Any) -> Any:
+        if type(event).__name__ == "Token":
+            raise ValueError("a bug")
+        return payload(event)
+
+    monkeypatch.setattr(native, "_payload", broken)
+    app.extensions["runner"].open()
+    body = app.test_client().post("/execute", json=PROMPT).get_data()
+    from tests.support.servers import assert_ended_once
+
+    assert assert_ended_once(body)["code"] == "INFERENCE_FAILED"
+    _wait_until_free(app)

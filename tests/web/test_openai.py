@@ -1,0 +1,160 @@
+"""The OpenAI routes as the openai client sees them, streaming and not, and chunk by chunk against its own types."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletionChunk
+
+from tests.support.servers import RawStream, Server, events_of
+
+pytestmark = pytest.mark.slow
+
+MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+CHAT = {"messages": MESSAGES, "max_tokens": 5, "temperature": 0, "stream": True}
+
+
+@pytest.fixture
+def client(gated: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=gated.url + "/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+def test_chat_streams(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    options: Any = {"include_usage": True}
+    with client.chat.completions.create(
+        model="endstop-tiny", messages=MESSAGES, max_tokens=5, temperature=0, stream=True, stream_options=options
+    ) as stream:
+        chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "abcde"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].choices == []
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == 5
+    assert usage.total_tokens == usage.prompt_tokens + 5
+
+
+def test_chat_whole(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    answer = client.chat.completions.create(
+        model="endstop-tiny", messages=MESSAGES, max_completion_tokens=9, temperature=0, stop="ef"
+    )
+    assert answer.choices[0].message.content == "abcd"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 6
+
+
+def test_completions_stream_and_whole(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    whole = client.completions.create(model="endstop-tiny", prompt="hello", temperature=0)
+    assert whole.choices[0].text == "abcdefghijklmnop"  # 16 tokens, OpenAI's default
+    assert whole.choices[0].finish_reason == "length"
+    with client.completions.create(
+        model="endstop-tiny", prompt="hello", max_tokens=3, temperature=0, stream=True
+    ) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "abc"
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["endstop-tiny"]
+
+
+def test_a_failure_in_mid_stream_is_an_error_with_its_code(gated: Server, client: openai.OpenAI) -> None:
+    with client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True) as stream:
+        gated.allow(1)
+        chunks = iter(stream)
+        next(chunks)  # the role
+        assert next(chunks).choices[0].delta.content == "a"
+        gated.post("/fault/error")
+        gated.allow(1)
+        with pytest.raises(openai.APIError) as raised:
+            next(chunks)
+    assert raised.value.code == "INFERENCE_FAILED"
+
+
+def test_a_failure_of_a_whole_answer_is_a_status(gated: Server, client: openai.OpenAI) -> None:
+    gated.post("/fault/error")
+    gated.allow(1)
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(model="endstop-tiny", messages=MESSAGES)
+    assert raised.value.code == "INFERENCE_FAILED"
+
+
+def test_bad_requests_are_the_clients_own_errors(gated: Server, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=9)
+    with pytest.raises(openai.NotFoundError, match="endstop-tiny"):
+        client.chat.completions.create(model="another", messages=MESSAGES)
+
+
+def test_pings_do_not_disturb_the_client(gated: Server, client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="endstop-tiny", messages=MESSAGES, max_tokens=2, temperature=0, stream=True
+    ) as stream:
+        with RawStream(gated, "POST", "/v1/chat/completions", CHAT) as watch:
+            watch.read_until(b": ping\n: ping\n")  # the first stream has waited as long
+        gated.allow(100)
+        assert "".join(c.choices[0].delta.content or "" for c in stream) == "ab"
+
+
+def test_a_client_that_closes_its_stream_cancels(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(1)
+    stream = client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True)
+    next(iter(stream))
+    stream.close()
+    gated.wait_for(lambda: gated.stats()["streams"] == 0, "the reader is gone")
+    before = gated.stats()["outcomes"].get("cancelled{client}", 0)
+    gated.allow(2)
+    gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
+    gated.wait_for(lambda: gated.stats()["outcomes"].get("cancelled{client}", 0) == before + 1, "the outcome")
+
+
+def test_a_client_that_leaves_a_whole_answer_cancels(gated: Server) -> None:
+    with RawStream(gated, "POST", "/v1/chat/completions", CHAT | {"stream": False}):
+        gated.wait_for(lambda: gated.stats()["streams"] == 1)
+    gated.wait_for(lambda: gated.stats()["streams"] == 0, "the reader is gone")
+    gated.allow(2)
+    gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_every_chunk_has_exactly_the_fields_of_openais_types(gated: Server, include_usage: bool) -> None:
+    gated.allow(100)
+    for path, kind in (("/v1/chat/completions", ChatCompletionChunk), ("/v1/completions", Completion)):
+        body: dict[str, Any] = {"max_tokens": 3, "stream": True}
+        body |= {"messages": MESSAGES} if "chat" in path else {"prompt": "hello"}
+        if include_usage:
+            body["stream_options"] = {"include_usage": True}
+        with RawStream(gated, "POST", path, body) as stream:
+            raw = stream.read_all()
+        assert b"id: " not in raw
+        *chunks, done = events_of(raw)
+        assert done == "[DONE]"
+        for chunk in chunks:
+            if kind is Completion and chunk["choices"] and chunk["choices"][0]["finish_reason"] is None:
+                # OpenAI sends null here while a completion streams; its own type says that it never does
+                chunk["choices"][0]["finish_reason"] = "stop"
+            parsed = kind.model_validate(chunk, strict=True)
+            assert json.loads(parsed.model_dump_json(exclude_unset=True)) == chunk
+            assert not _extras(parsed), chunk
+            assert ("usage" in chunk) == include_usage
+
+
+def _extras(model: Any) -> list[str]:
+    """Fields that OpenAI's types do not declare, at any depth."""
+    found = list(model.model_extra or ())
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        for item in value if isinstance(value, list) else [value]:
+            if hasattr(item, "model_extra"):
+                found += _extras(item)
+    return found
