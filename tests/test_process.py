@@ -117,6 +117,15 @@ def test_a_model_that_is_not_there(tmp_path: Path, worker_class: str) -> None:
 
 
 @BOTH
+def test_a_load_that_hangs_is_given_up(tmp_path: Path, worker_class: str) -> None:
+    env = {"GATED_LOAD_S": "300", "ENDSTOP_LOAD_TIMEOUT_S": "2", "ENDSTOP_DEAD_LINGER_S": "2"}
+    with running_server(tmp_path, worker_class, wait=False, env=env) as server:
+        server.wait_for(lambda: "still loading after 2 s" in server.log(), "the reason in the log")
+        assert server.get("/health").status_code == 503
+        assert server.wait_exit() == 3
+
+
+@BOTH
 def test_a_fault_of_the_loop_ends_everyone_and_the_worker_is_replaced(tmp_path: Path, worker_class: str) -> None:
     with running_server(tmp_path, worker_class) as server:
         with RawStream(server, "POST", "/execute", LONG) as stream, RawStream(server, "POST", "/execute", LONG) as two:

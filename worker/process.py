@@ -15,6 +15,8 @@ from worker.observe.loading import show_loading
 from worker.settings import Settings
 from worker.streams.native import is_gevent_patched, native_sleep
 
+logger = logging.getLogger("endstop")
+
 # gunicorn stops for good, with this exit code, when a worker reports it (`Arbiter.WORKER_BOOT_ERROR`): a model that
 # cannot be loaded now cannot be loaded again in a moment.
 EXIT_CANNOT_LOAD = 3
@@ -52,10 +54,20 @@ def started(app: Any, worker: Any) -> None:
 
     engine.on_dead = exit_when_dead
     engine.should_drain = lambda: not worker.alive  # SIGTERM calls no hook: the engine has to look
-    threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
+    threading.Thread(target=_watch_loading, args=(engine, settings), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
+
+
+def _watch_loading(engine: Any, settings: Settings) -> None:
+    """Show the progress, and give up on a load that hangs: gunicorn does not watch the generation thread."""
+    show_loading(engine)
+    reason = engine.liveness()
+    if reason and not engine.has_loaded and engine.state == "LOADING":
+        logger.critical(reason)
+        time.sleep(settings.dead_linger_s)
+        os._exit(EXIT_CANNOT_LOAD)
 
 
 def interrupted(app: Any) -> None:

@@ -7,6 +7,7 @@ libraries make while being imported are real ones.
 
 import logging
 import os
+import re
 
 # The loader of transformers reads tensors in a pool of threads. Under gevent those are greenlets of a hub that only
 # this thread would have; one after the other is as fast for a local file.
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from worker.engine.download import download
 from worker.engine.model_runner import ModelRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import ModelLoadError
@@ -54,6 +56,9 @@ class LoadedModel:
 
 Report = Callable[[LoadingProgress], None]
 
+# `owner/name`, or a bare name of the hub's first years (`gpt2`).
+_HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
+
 # Where each phase begins, by its usual share of the time.
 _PHASES = {"configuration": 0.0, "tokenizer": 0.05, "weights": 0.2, "check": 0.8}
 
@@ -69,8 +74,9 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         ModelLoadError: Says in one line what could not be loaded and why.
     """
     _silence_transformers()
-    source = _find(settings.model)
     device = _choose_device(settings.device)
+    report(LoadingProgress("download", 0.0))
+    source = _find(settings)
     try:
         report(LoadingProgress("configuration", _PHASES["configuration"]))
         config = AutoConfig.from_pretrained(source)
@@ -104,15 +110,16 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     )
 
 
-def _find(name: str) -> str:
-    """The folder or hub id behind a name. A name that looks like a folder has to be one."""
+def _find(settings: Settings) -> str:
+    """The folder of the model, downloaded if need be. A name that looks like a folder has to be one."""
+    name = settings.model
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ModelLoadError(f"model folder {name!r} has no config.json")
         return name
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+    if not _HUB_ID.fullmatch(name):
         raise ModelLoadError(f"model folder {name!r} does not exist; set ENDSTOP_MODEL to a model folder or a hub id")
-    return name
+    return download(name, settings.load_timeout_s)
 
 
 def _choose_device(wanted: str) -> str:

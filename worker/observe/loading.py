@@ -25,10 +25,11 @@ class Loading(Protocol):
     def progress(self) -> _Progress | None: ...
     @property
     def state(self) -> str: ...
+    def liveness(self) -> str: ...
 
 
 def show_loading(engine: Loading) -> None:
-    """A progress bar on a terminal, a log line per phase elsewhere, until loading is over."""
+    """A progress bar on a terminal, a log line per phase elsewhere, until loading is over or takes too long."""
     if sys.stderr.isatty():
         _show_bar(engine)
     else:
@@ -40,7 +41,7 @@ def _show_bar(engine: Loading) -> None:
     # No refresh thread: under gevent it would be one more greenlet that only ticks.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=1.0, phase="")
-        while engine.state == "LOADING":
+        while engine.state == "LOADING" and not engine.liveness():
             if engine.progress is not None:
                 bar.update(task, completed=engine.progress.fraction, phase=engine.progress.phase)
             bar.refresh()
@@ -49,7 +50,7 @@ def _show_bar(engine: Loading) -> None:
 
 def _log_phases(engine: Loading) -> None:
     shown = None
-    while engine.state == "LOADING":
+    while engine.state == "LOADING" and not engine.liveness():
         phase = engine.progress.phase if engine.progress is not None else None
         if phase != shown:
             shown = phase

@@ -6,8 +6,9 @@ the generation thread, or that shares a lock with it, takes its primitives from 
 """
 
 import importlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -67,3 +68,20 @@ def native_poll() -> Any:
 def native_sleep(seconds: float) -> None:
     """Sleep in a real thread. gevent's `time.sleep` would look for a hub."""
     _original("time", "sleep")(seconds)
+
+
+def native_spawn(arguments: list[str], environment: Mapping[str, str], stdout: int) -> int:
+    """Start a program with its output in a descriptor. gevent's `os.posix_spawn` and `subprocess` need a hub.
+
+    Returns:
+        The process id, for `native_waitpid`.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, stdout, 1)]
+    pid: int = _original("os", "posix_spawn")(arguments[0], arguments, environment, file_actions=actions)
+    return pid
+
+
+def native_waitpid(pid: int, options: int) -> tuple[int, int]:
+    """`os.waitpid`, which gevent replaces with one that watches through the hub."""
+    done: tuple[int, int] = _original("os", "waitpid")(pid, options)
+    return done

@@ -1,0 +1,64 @@
+"""A model hub on this machine: one repository, made of a folder's files, as far as the hub's client asks."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def fake_hub(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve `folder` as `repository`. Yields the endpoint and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            asked.append(path)
+            names = sorted(file.name for file in folder.iterdir())
+            if path.startswith(f"/api/models/{repository}/tree/"):
+                self._answer_json([self._entry(name) for name in names])
+            elif path in (f"/api/models/{repository}", f"/api/models/{repository}/revision/main"):
+                siblings = [{"rfilename": name} for name in names]
+                self._answer_json({"id": repository, "sha": COMMIT, "private": False, "siblings": siblings})
+            elif path.startswith(f"/{repository}/resolve/") and path.rsplit("/", 1)[1] in names:
+                data = (folder / path.rsplit("/", 1)[1]).read_bytes()
+                self._answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            else:
+                self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+        do_HEAD = do_GET
+
+        def _entry(self, name: str) -> dict[str, Any]:
+            data = (folder / name).read_bytes()
+            return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+        def _answer_json(self, value: Any) -> None:
+            self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

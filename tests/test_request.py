@@ -1,0 +1,421 @@
+"""Every rule of the schema, at the place where the bytes come in."""
+
+import json
+import time
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from worker.errors import FieldError, InvalidRequest
+from worker.request import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerateRequest,
+    Message,
+    SamplingFields,
+    SamplingParams,
+    parse_body,
+)
+
+repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def body(**fields: Any) -> bytes:
+    """A valid body with these fields on top."""
+    return json.dumps({**({} if "messages" in fields else {"prompt": "hello"}), **fields}).encode()
+
+
+def parse(**fields: Any) -> GenerateRequest:
+    return parse_body(GenerateRequest, body(**fields))
+
+
+def errors_of(raw: bytes, schema: type[BaseModel] = GenerateRequest) -> list[FieldError]:
+    with pytest.raises(InvalidRequest) as refusal:
+        parse_body(schema, raw)
+    assert (refusal.value.status, refusal.value.code) == (400, "INVALID_REQUEST")
+    assert refusal.value.errors
+    for error in refusal.value.errors:
+        assert error.message
+        assert error.constraint
+        error.field.encode()  # it goes on the wire
+        error.message.encode()
+    return refusal.value.errors
+
+
+def refused_fields(**fields: Any) -> list[str]:
+    return [error.field for error in errors_of(body(**fields))]
+
+
+# ---- defaults and translation
+
+
+def test_defaults_are_neutral() -> None:
+    request = parse()
+    assert request.sampling(7) == SamplingParams(max_tokens=7)
+    assert (request.max_tokens, request.on_disconnect, request.deadline_s, request.narrate) == (None, None, None, False)
+
+
+@pytest.mark.parametrize("field", sorted(set(GenerateRequest.model_fields) - {"prompt"}))
+def test_null_asks_for_the_default(field: str) -> None:
+    raw = json.dumps({"prompt": "hello", field: None}).encode()
+    assert parse_body(GenerateRequest, raw) == parse()
+
+
+def test_every_sampling_field_arrives() -> None:
+    chosen: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "seed": 42,
+    }
+    params = parse(**chosen, stop=["a", "b"]).sampling(3)
+    assert params == SamplingParams(max_tokens=3, stop=("a", "b"), **chosen)
+    assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__), "a parameter that nobody can set"
+
+
+def test_one_stop_string_may_come_without_a_list() -> None:
+    assert parse(stop="END").sampling(1).stop == ("END",)
+
+
+# ---- limits
+
+ACCEPTED = [
+    ("max_tokens", [1, 10**9]),
+    ("temperature", [0, 0.0, 2, 2.0]),
+    ("top_p", [1e-9, 1, 1.0]),
+    ("top_k", [0, 1, 50]),
+    ("min_p", [0, 1]),
+    ("repetition_penalty", [0.5, 2]),
+    ("presence_penalty", [-2, 0, 2.0]),
+    ("frequency_penalty", [-2, 0, 2.0]),
+    ("seed", [0, 2**64 - 1]),
+    ("stop", ["x", "x" * 100, ["a", "b", "c", "d"], []]),
+    ("narrate", [True, False]),
+    ("on_disconnect", ["cancel", "continue"]),
+    ("deadline_s", [0.001, 1, 1e6]),
+    ("prompt", ["x", "\u0000", "語🙂"]),
+    ("messages", [HELLO, [{"role": role, "content": ""} for role in ("system", "developer", "user", "assistant")]]),
+]
+REFUSED = [
+    ("max_tokens", [0, -1, 1.0, 1.5, "7", True, [], {}]),
+    ("temperature", [-0.01, 2.01, "1", True, float("nan"), float("inf"), 10**400, []]),
+    ("top_p", [0, 0.0, -1, 1.01, float("nan"), float("-inf"), "1", True]),
+    ("top_k", [-1, 1.0, "5", True]),
+    ("min_p", [-0.01, 1.01, float("nan"), "0"]),
+    ("repetition_penalty", [0, -1, 2.01, float("nan"), "1"]),
+    ("presence_penalty", [-2.01, 2.01, float("nan"), "0"]),
+    ("frequency_penalty", [-2.01, 2.01, float("inf"), "0"]),
+    ("seed", [-1, 2**64, 1.0, "1", True, 10**400]),
+    ("narrate", ["true", 1, 0]),
+    ("on_disconnect", ["ignore", "", 1, True]),
+    ("deadline_s", [0, -1, float("nan"), float("inf"), "5", True]),
+    ("prompt", ["", 1, True, ["x"], {}]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ACCEPTED for value in values])
+def test_what_is_accepted(field: str, value: Any) -> None:
+    assert parse(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REFUSED for value in values])
+def test_what_is_refused_names_its_field(field: str, value: Any) -> None:
+    assert refused_fields(**{field: value}) == [field]
+
+
+@pytest.mark.parametrize(
+    ("stop", "field"),
+    [
+        ("", "stop.0"),
+        (["a", ""], "stop.1"),
+        ("x" * 101, "stop.0"),
+        (["a", "b", "c", "d", "e"], "stop"),
+        ([1], "stop.0"),
+        (["a", None], "stop.1"),
+        (7, "stop"),
+        ({"a": 1}, "stop"),
+    ],
+)
+def test_stop_strings_that_are_refused(stop: Any, field: str) -> None:
+    assert refused_fields(stop=stop) == [field]
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields"),
+    [
+        ([], ["messages"]),
+        ("hello", ["messages"]),
+        ([{}], ["messages.0.role", "messages.0.content"]),
+        ([{"role": "tool", "content": "x"}], ["messages.0.role"]),
+        ([{"role": "user", "content": None}], ["messages.0.content"]),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], ["messages.0.content"]),
+        ([{"role": "user", "content": "x", "name": "y"}], ["messages.0.name"]),
+        ([HELLO[0], 7], ["messages.1"]),
+    ],
+)
+def test_messages_that_are_refused(messages: Any, fields: list[str]) -> None:
+    assert refused_fields(messages=messages) == fields
+
+
+def test_the_schema_and_the_tests_name_the_same_fields() -> None:
+    tested = {field for field, _ in ACCEPTED}
+    assert tested == set(GenerateRequest.model_fields)
+    assert {field for field, _ in REFUSED} | {"stop", "messages"} == tested
+    assert get_args(Message.model_fields["role"].annotation) == ("system", "developer", "user", "assistant")
+
+
+# ---- every bad field at once
+
+
+def test_every_bad_field_is_reported_at_once() -> None:
+    fields = refused_fields(temperature=9, top_p=0, max_tokens="x", stop=["", "y", ""], colour="red", top_k=-1)
+    assert sorted(fields) == ["colour", "max_tokens", "stop.0", "stop.2", "temperature", "top_k", "top_p"]
+
+
+@pytest.mark.parametrize("raw", [b"{}", b'{"temperature": 1}', b'{"prompt": null}'])
+def test_without_an_input_nothing_can_be_done(raw: bytes) -> None:
+    assert "prompt or messages" in errors_of(raw)[0].message
+
+
+def test_two_inputs_are_one_too_many() -> None:
+    assert "prompt or messages" in errors_of(body(prompt="x", messages=HELLO))[0].message
+
+
+def test_a_missing_input_is_reported_beside_other_bad_fields() -> None:
+    errors = errors_of(b'{"temperature": 9}')
+    assert any("prompt or messages" in error.message for error in errors)
+    assert any(error.field == "temperature" for error in errors)
+
+
+def test_two_limits_are_reported_beside_other_bad_fields() -> None:
+    raw = body(messages=HELLO, max_tokens=1, max_completion_tokens=2, temperature=9)
+    errors = errors_of(raw, ChatCompletionRequest)
+    assert any("max_completion_tokens" in error.message for error in errors)
+    assert any(error.field == "temperature" for error in errors)
+
+
+def test_a_message_names_the_limit_and_the_value() -> None:
+    (error,) = errors_of(body(temperature=9))
+    assert "2" in error.message
+    assert "9" in error.message
+    assert error.constraint == "less_than_equal"
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    (error,) = errors_of(body(on_disconnect="x" * 10_000))
+    assert len(error.message) < 300
+
+
+# ---- unknown fields
+
+
+def test_an_unknown_field_is_refused_by_name_with_what_there_is() -> None:
+    (error,) = errors_of(body(max_token=5))
+    assert (error.field, error.constraint) == ("max_token", "unknown_field")
+    assert "max_tokens" in error.message
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "tools", "n_predict", "", "prompt ", "Prompt"])
+def test_unknown_fields_are_refused_also_as_null(field: str) -> None:
+    for value in (None, 1):
+        (error,) = errors_of(body(**{field: value}))
+        assert error.constraint == "unknown_field"
+        assert error.field == field or not field
+
+
+def test_fields_of_the_openai_routes_are_unknown_on_the_native_ones() -> None:
+    assert refused_fields(stream=True, model="m") == ["stream", "model"]
+
+
+# ---- bodies that are not requests
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b" ", b"{", b"}", b"nul", b"{'a': 1}", b'{"prompt": "a",}', b"\xff\xfe\x00", b'{"prompt": "\xe9"}', b"\x00", b"{}{}"],
+)
+def test_a_body_that_is_not_json(raw: bytes) -> None:
+    (error,) = errors_of(raw)
+    assert (error.field, error.constraint) == ("body", "json")
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [(b"[]", "an array"), (b'"x"', "a string"), (b"1", "a number"), (b"1.5", "a number"), (b"null", "null"), (b"true", "a boolean")],
+)
+def test_a_body_that_is_not_an_object(raw: bytes, name: str) -> None:
+    (error,) = errors_of(raw)
+    assert error.field == "body"
+    assert name in error.message
+
+
+def test_an_integer_of_too_many_digits() -> None:
+    assert errors_of(b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["array", "object"])
+@pytest.mark.parametrize("field", ["prompt", "seed", "stop", "messages", "unknown", "prompt.deep"])
+def test_nesting_of_any_depth_is_a_bad_request(field: str, shape: str) -> None:
+    """Reading, validating and repeating the value each have their own limit; none may show as a crash."""
+    for depth in [*range(1, 800, 50), *range(800, 1000), 10_000, 100_000]:
+        opening, closing = ("[", "]") if shape == "array" else ('{"a":', "}")
+        value = opening * depth + "1" + closing * depth
+        name = field.removesuffix(".deep")
+        raw = f'{{"{name}": {value}}}' if field == name else f'{{"prompt": "a", "messages": [{value}]}}'
+        assert errors_of(raw.encode())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        r'{"prompt": "\ud800"}',
+        r'{"prompt": "a\udfff"}',
+        r'{"prompt": "a", "stop": "\ud83d"}',
+        r'{"prompt": "a", "stop": ["b", "\ud83d"]}',
+        r'{"prompt": "a", "on_disconnect": "\ud800"}',
+        r'{"prompt": "a", "\ud800": 1}',
+        r'{"messages": [{"role": "\ud800", "content": "a"}]}',
+        r'{"messages": [{"role": "user", "content": "a\udfff"}]}',
+        r'{"messages": [{"role": "user", "content": "a", "\ud800": 1}]}',
+    ],
+)
+def test_half_a_surrogate_is_not_text(raw: str) -> None:
+    """It cannot be encoded, so the tokenizer would raise on it."""
+    assert errors_of(raw.encode())
+
+
+@pytest.mark.parametrize("field", ["model", "user"])
+def test_half_a_surrogate_is_not_text_on_the_openai_routes(field: str) -> None:
+    raw = '{"prompt": "a", "%s": "\\ud800"}' % field
+    assert errors_of(raw.encode(), CompletionRequest)
+
+
+def test_whole_surrogates_are_text() -> None:
+    assert parse_body(GenerateRequest, rb'{"prompt": "\ud83d\ude42"}').prompt == "🙂"
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(["user", "cancel", 2**64, 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from(sorted({*GenerateRequest.model_fields, *ChatCompletionRequest.model_fields, "other"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schema", [GenerateRequest, ChatCompletionRequest, CompletionRequest])
+def test_any_object_is_a_request_or_a_bad_one(schema: type[BaseModel]) -> None:
+    @repeatable
+    @given(st.dictionaries(names, anything, max_size=6))
+    def check(fields: dict[str, Any]) -> None:
+        raw = json.dumps(fields).encode()
+        try:
+            parse_body(schema, raw)
+        except InvalidRequest:
+            assert errors_of(raw, schema)
+
+    check()
+
+
+@repeatable
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_request_or_a_bad_one(raw: bytes) -> None:
+    try:
+        parse_body(GenerateRequest, raw)
+    except InvalidRequest:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", [b'{"messages":[' + b"0," * 60_000 + b"0]}", b"{" + b",".join(b'"%d":1' % n for n in range(30_000)) + b"}"])
+def test_a_body_full_of_faults_is_refused_with_a_short_answer(raw: bytes) -> None:
+    """The answer to a body of 2 MB took 31 s of a server that does nothing else meanwhile, and had 70 MB."""
+    started_at = time.process_time()
+    errors = errors_of(raw)
+    assert sum(len(error.message) for error in errors) < 1_000_000
+    assert time.process_time() - started_at < 2.0
+
+
+# ---- OpenAI's shapes
+
+
+def test_a_chat_completion_translates() -> None:
+    raw = body(messages=HELLO, model="m", stream=True, stream_options={"include_usage": True}, max_completion_tokens=5)
+    request = parse_body(ChatCompletionRequest, raw)
+    assert request.stream_options is not None
+    assert request.stream_options.include_usage
+    translated = request.to_generate()
+    assert translated.messages == [Message(role="user", content="hello")]
+    assert (translated.prompt, translated.max_tokens) == (None, 5)
+    assert translated == parse(messages=HELLO, max_tokens=5)
+
+
+def test_a_completion_translates_with_the_default_of_its_route() -> None:
+    assert parse_body(CompletionRequest, body()).to_generate() == parse(max_tokens=16)
+    assert parse_body(CompletionRequest, body(max_tokens=None)).to_generate() == parse(max_tokens=16)
+    assert parse_body(CompletionRequest, body(max_tokens=3, seed=1)).to_generate() == parse(max_tokens=3, seed=1)
+
+
+def test_every_shared_field_is_translated() -> None:
+    chosen: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "seed": 42,
+        "stop": ["a"],
+        "max_tokens": 9,
+    }
+    assert parse_body(CompletionRequest, body(**chosen)).to_generate() == parse(**chosen)
+    chat = parse_body(ChatCompletionRequest, body(messages=HELLO, **chosen)).to_generate()
+    assert chat == parse(messages=HELLO, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"n": 2}, ["n"]),
+        ({"n": 0}, ["n"]),
+        ({"stream": "yes"}, ["stream"]),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, ["stream_options.include_usage"]),
+        ({"stream": True, "stream_options": {"chunk": 1}}, ["stream_options.chunk"]),
+        ({"stream_options": {"include_usage": True}}, ["body"]),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, ["body"]),
+        ({"tools": []}, ["tools"]),
+        ({"response_format": {"type": "json_object"}}, ["response_format"]),
+        ({"messages": None}, ["messages"]),
+        ({"narrate": True}, ["narrate"]),
+    ],
+)
+def test_chat_completions_that_are_refused(fields: dict[str, Any], expected: list[str]) -> None:
+    raw = json.dumps({"messages": HELLO, **fields}).encode()
+    assert [error.field for error in errors_of(raw, ChatCompletionRequest)] == expected
+
+
+@pytest.mark.parametrize(("fields", "expected"), [({"prompt": ["a", "b"]}, "prompt"), ({"prompt": ""}, "prompt"), ({"echo": True}, "echo")])
+def test_completions_that_are_refused(fields: dict[str, Any], expected: str) -> None:
+    raw = json.dumps({"prompt": "a", **fields}).encode()
+    assert [error.field for error in errors_of(raw, CompletionRequest)] == [expected]
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse().temperature = 0.1  # type: ignore[misc]

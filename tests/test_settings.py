@@ -1,0 +1,142 @@
+"""Settings are read once, wholly or not at all."""
+
+import dataclasses
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import EMBEDDED_MODEL, Settings, variable_name
+
+DEFAULTS = Settings.from_env({})
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(SettingsError) as error:
+        Settings.from_env(environ)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults() -> None:
+    assert dataclasses.replace(Settings(), host="127.0.0.1") == DEFAULTS
+    assert DEFAULTS.model == str(EMBEDDED_MODEL)
+    assert DEFAULTS.model_name == "endstop-tiny"
+    assert DEFAULTS.max_streams == DEFAULTS.max_slots + DEFAULTS.max_queue
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DEFAULTS.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
+def test_every_setting_has_a_word_of_help_and_a_default_that_is_allowed(field: "dataclasses.Field[object]") -> None:
+    metadata = field.metadata
+    assert metadata["help"]
+    if metadata["choices"]:
+        assert field.default in metadata["choices"]
+    for limit, sign in ((metadata["minimum"], 1), (metadata["maximum"], -1)):
+        if limit is not None:
+            assert isinstance(field.default, int | float)
+            assert sign * field.default >= sign * limit
+    assert Settings.from_env({variable_name(field): str(field.default)}) is not None
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[object]") -> None:
+    if field.name == "web_concurrency":
+        return
+    default, metadata = field.default, field.metadata
+    value: object
+    if metadata["choices"]:
+        value = metadata["choices"][-1]
+    elif isinstance(default, str):
+        value = "something/else"
+    else:
+        assert isinstance(default, int | float)
+        value = type(default)(default + 1)
+    settings = Settings.from_env({variable_name(field): str(value)})
+    assert getattr(settings, field.name) == value
+    expected = dataclasses.replace(DEFAULTS, **{field.name: value})
+    assert dataclasses.replace(settings, host="") == dataclasses.replace(expected, host="") or field.name == "host"
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    environ = {"PATH": "/bin", "HOME": "/root", "MODEL": "x", "endstop_model": "x", "XENDSTOP_MODEL": "x"}
+    assert Settings.from_env(environ) == DEFAULTS
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
+    text = refusal(ENDSTOP_MAX_SLOT="4")
+    assert "ENDSTOP_MAX_SLOT is not a setting" in text
+    assert "ENDSTOP_MAX_SLOTS" in text
+    assert "did you mean" not in refusal(ENDSTOP_QQQQQQQQQQQQQQQQ="")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ENDSTOP_MAX_SLOTS", "0", "at least 1"),
+        ("ENDSTOP_MAX_SLOTS", "513", "at most 512"),
+        ("ENDSTOP_MAX_SLOTS", "many", "whole number"),
+        ("ENDSTOP_MAX_SLOTS", "1.5", "whole number"),
+        ("ENDSTOP_MAX_SLOTS", "", "whole number"),
+        ("ENDSTOP_TOKEN_TIMEOUT_S", "soon", "number"),
+        ("ENDSTOP_TOKEN_TIMEOUT_S", "nan", "at least"),
+        ("ENDSTOP_TOKEN_TIMEOUT_S", "-1", "at least"),
+        ("ENDSTOP_KEEP_ALIVE_S", "51", "at most 50"),
+        ("ENDSTOP_DEVICE", "tpu", "auto, cpu, cuda"),
+        ("ENDSTOP_WORKER_CLASS", "sync", "gevent, gthread"),
+        ("PORT", "0", "at least 1"),
+        ("PORT", "65536", "at most 65535"),
+        ("PORT", "http", "whole number"),
+        ("WEB_CONCURRENCY", "4", "must be 1"),
+        ("WEB_CONCURRENCY", "0", "must be 1"),
+        ("WEB_CONCURRENCY", "two", "whole number"),
+    ],
+)
+def test_what_is_refused_names_variable_value_and_limit(name: str, value: str, says: str) -> None:
+    text = refusal(**{name: value})
+    assert name in text
+    assert value in text
+    assert says in text
+
+
+@pytest.mark.parametrize("name", ["ENDSTOP_DRAIN_S", "ENDSTOP_SLOW_CONSUMER_S", "ENDSTOP_TOTAL_TIMEOUT_S"])
+def test_a_wait_without_an_end_is_refused(name: str) -> None:
+    """Every wait has a deadline; and `int(inf)` in gunicorn.conf.py would be a traceback instead of a sentence."""
+    assert name in refusal(**{name: "inf"})
+
+
+def test_all_problems_are_named_at_once() -> None:
+    text = refusal(ENDSTOP_MAX_SLOTS="0", ENDSTOP_COLOUR="red", PORT="x", WEB_CONCURRENCY="3")
+    for name in ("ENDSTOP_MAX_SLOTS", "ENDSTOP_COLOUR", "PORT", "WEB_CONCURRENCY"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("environ", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"PORT": "5000"}, "0.0.0.0"),
+        ({"PORT": "5000", "ENDSTOP_HOST": "::1"}, "::1"),
+        ({"ENDSTOP_HOST": "0.0.0.0"}, "0.0.0.0"),
+        ({"ENDSTOP_HOST": ""}, "127.0.0.1"),
+    ],
+)
+def test_a_platform_reaches_the_server_and_a_person_need_not_be_reachable(environ: dict[str, str], host: str) -> None:
+    assert Settings.from_env(environ).host == host
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"ENDSTOP_MODEL": "/srv/models/big"}, "big"),
+        ({"ENDSTOP_MODEL": "/srv/models/big/"}, "big"),
+        ({"ENDSTOP_MODEL": "org/model"}, "model"),
+        ({"ENDSTOP_MODEL": "org/model", "ENDSTOP_SERVED_MODEL_NAME": "mine"}, "mine"),
+    ],
+)
+def test_the_name_on_the_wire_is_never_a_path(environ: dict[str, str], name: str) -> None:
+    assert Settings.from_env(environ).model_name == name
