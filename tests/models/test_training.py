@@ -157,6 +157,14 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
+def test_a_run_ended_early_is_the_run_of_a_shorter_recipe() -> None:
+    whole, cut = Recipe(num_steps=1000), Recipe(num_steps=700)
+    before_the_fall = range(cut.num_steps - cut.decay_steps)
+    assert [learning_rate(whole, step) for step in before_the_fall] == [
+        learning_rate(cut, step) for step in before_the_fall
+    ]
+
+
 def test_the_end_of_the_verse_is_held_out(tmp_path: Path) -> None:
     text = "\n\n".join(f"{speech.speaker}:\n{speech.text}" for speech in SPEECHES)
     file = tmp_path / "verse.txt"
