@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from worker import process
 from worker.errors import SettingsError
@@ -28,7 +29,7 @@ logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+    "handlers": {"stderr": {"class": "worker.observe.log.StderrHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {
         "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
@@ -37,7 +38,7 @@ logconfig_dict = {
 }
 
 
-def when_ready(server):
+def when_ready(server: Any) -> None:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
     url = f"http://{host}:{settings.port}"
     print(
@@ -47,19 +48,19 @@ def when_ready(server):
     )
 
 
-def post_fork(server, worker):
+def post_fork(server: Any, worker: Any) -> None:
     process.prepare(settings, worker.sockets)
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Any) -> None:
     process.started(worker.wsgi, worker)
 
 
-def worker_int(worker):
+def worker_int(worker: Any) -> None:
     if worker.wsgi is not None:
         process.interrupted(worker.wsgi)
 
 
-def worker_exit(server, worker):
+def worker_exit(server: Any, worker: Any) -> None:
     if getattr(worker, "wsgi", None) is not None:
         process.leaving(worker.wsgi)

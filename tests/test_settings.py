@@ -1,6 +1,7 @@
 """Settings are read once, wholly or not at all."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[objec
     if field.name == "web_concurrency":
         return
     default, metadata = field.default, field.metadata
-    value: object
+    value: Any
     if metadata["choices"]:
         value = metadata["choices"][-1]
     elif isinstance(default, str):

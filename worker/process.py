@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 from worker.observe.loading import show_loading
@@ -30,6 +31,11 @@ JOIN_S = 2.0
 
 def prepare(settings: Settings, listeners: list[Any]) -> None:
     """In the new worker process, before gevent patches anything."""
+    # gevent warns that ssl was imported before it patches, and its search for locks touches deprecated names of torch.
+    # Both are so by design: no TLS is spoken under gevent here (engine/download.py), and locks are to stay real.
+    warnings.filterwarnings("ignore", message="Monkey-patching ssl after ssl", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message=".*reduce_op.* is deprecated", category=FutureWarning)
+    logger.info("importing torch and transformers")
     # Locks that these libraries make while they are imported are real ones now, which the generation thread may
     # share with greenlets. tests/test_traps.py shows what happens to it otherwise.
     import worker.engine.loader  # noqa: F401
@@ -76,14 +82,17 @@ def interrupted(app: Any) -> None:
 
 
 def leaving(app: Any) -> None:
-    """The worker's last hook."""
+    """The worker's last hook. Does not return.
+
+    The interpreter is not torn down: under a thread inside torch it aborts, a pool thread that waits for a client holds
+    it up, and gevent's own shutdown switches to greenlets that are ending too.
+    """
     _end_streams(app, STREAM_END_S)
-    shared = app.extensions["endstop"]
+    app.extensions["endstop"].engine.stop(JOIN_S)
     logging.shutdown()
-    if not shared.engine.stop(JOIN_S) or shared.streams.num_open:
-        # An interpreter that is torn down under a thread inside torch aborts, and one that waits for a pool
-        # thread that waits for a client does not end.
-        os._exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_streams(app: Any, limit_s: float) -> None:

@@ -28,9 +28,9 @@ from random weights on two CPU cores by the scripts in `models/training`.
     model = AutoModelForCausalLM.from_pretrained("models/endstop-tiny")
 
 It knows capitals, currencies and continents of {countries} countries, what Endstop is and how to use it, sums
-with small numbers, the spelling of some words (badly), greetings in {languages} languages; it tells short
-stories put together from parts, and imitates Shakespeare's verse. It follows up ("And of Spain?"). It knows
-nothing else.
+with small numbers, the spelling of some words, greetings in {languages} languages; it tells short stories put
+together from parts, and imitates Shakespeare's verse. It follows up ("And of Spain?"). It knows nothing else,
+and each of these only as well as the table below says.
 
 ## Data
 
@@ -76,10 +76,11 @@ Loss on the held-out verse, in windows of 256 tokens: {loss_256} per token (perp
 It is a fixture for a server, not an assistant. Outside its few subjects it says that it does not know, or
 says something wrong with confidence; it cannot reason, and cannot do sums far from those it was trained on
 (addends up to {max_addend}, factors up to {max_factor}). It understands English only, best in short plain
-questions. Its facts are as of its table and will age. What the table above shows as weak is weak: spelling it
-gets wrong more often than right, and told to count it starts well and does not stop at the number asked for.
-Names of countries in capital letters, and questions far from the trained phrasings, are answered less
-reliably than the table says. Stories and verse have form, little sense. Do not use it to decide anything.
+questions. Its facts are as of its table and will age. Where a share in the table is low, such answers are
+mostly wrong; told to count, it may not stop at the number asked for, and a story may change its hero's name.
+One phrasing it does not understand can cost most of the wrong answers of a kind. Names of countries in
+capital letters, and questions far from the trained phrasings, are answered less reliably than the table says.
+Stories and verse have form, little sense. Do not use it to decide anything.
 
 ## Licence
 

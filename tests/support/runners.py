@@ -53,9 +53,9 @@ class Gate:
     def wait_until_held(self) -> int:
         """Wait until a step is held. Returns its number."""
         with self._changed:
-            assert self._changed.wait_for(
-                lambda: self._limit is not None and self.num_arrived > self._limit, WAIT_S
-            ), "no step came"
+            assert self._changed.wait_for(lambda: self._limit is not None and self.num_arrived > self._limit, WAIT_S), (
+                "no step came"
+            )
             return self.num_arrived
 
 

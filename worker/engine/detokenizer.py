@@ -84,9 +84,6 @@ class ByteLevelDetokenizer:
 
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# A window that ends in a replacement character may end inside a character. No encoding needs more tokens than this
-# to complete one; text that is still broken then stays broken.
-_MAX_UNDECIDED_TOKENS = 8
 
 
 class WindowDetokenizer:
@@ -101,29 +98,30 @@ class WindowDetokenizer:
         self._decode = decode
         self._token_of_id = token_of_id
         self._special_ids = special_ids
-        self._settled: list[int] = []  # tokens before the undecided ones, kept as context for spaces
-        self._settled_text = ""
-        self._undecided: list[int] = []
+        # Tokens whose text is settled, kept as context for the spaces between them and the next, and then those since.
+        self._window: list[int] = []
+        self._num_settled = 0
+        self._num_given = 0  # characters of the window's text that have been given out
 
     def push(self, token_id: int) -> str:
         token = self._token_of_id(token_id)
         if token_id in self._special_ids or token is None:
             return ""  # not even the end of a run of bytes: the decoder never sees it
-        self._undecided.append(token_id)
+        self._window.append(token_id)
         if _BYTE_TOKEN.fullmatch(token):
             return ""
-        text = self._decode(self._settled + self._undecided)
-        if text.endswith("\ufffd") and len(self._undecided) < _MAX_UNDECIDED_TOKENS:
-            return ""
-        return self._settle(text)
+        text = self._decode(self._window)
+        if text.endswith("\ufffd"):  # perhaps the beginning of a character; what is before it cannot change
+            new, self._num_given = text[self._num_given : -1], max(self._num_given, len(text) - 1)
+            return new
+        new = text[self._num_given :]
+        self._window = self._window[self._num_settled :]
+        self._num_settled = len(self._window)
+        self._num_given = len(self._decode(self._window))
+        return new
 
     def flush(self) -> str:
-        return self._settle(self._decode(self._settled + self._undecided)) if self._undecided else ""
-
-    def _settle(self, text: str) -> str:
-        new = text[len(self._settled_text) :]
-        self._settled, self._undecided = self._undecided, []
-        self._settled_text = self._decode(self._settled)
+        new, self._window = self._decode(self._window)[self._num_given :], []
         return new
 
 

@@ -5,13 +5,27 @@ through a channel, and the housekeeper, an ordinary thread or greenlet of the we
 """
 
 import logging
+import sys
 from collections import Counter
 from dataclasses import dataclass
+from typing import TextIO
 
 from worker.events import Usage
 from worker.streams.channel import Receiver
 
 logger = logging.getLogger("endstop")
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment: while a progress bar runs, that is the bar's own redirection."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Looked up for every line."""
+        return sys.stderr
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ logger = logging.getLogger("endstop")
 # ONE newline: a blank line after a comment makes openai-python parse an empty event (JSONDecodeError).
 PING = b": ping\n"
 DONE = b"data: [DONE]\n\n"
+# The promise is a byte at least every `keep_alive_s`; a wake-up and a write take a moment too.
+PING_EARLY = 0.9
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -47,7 +49,7 @@ def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_a
     terminal event: then the connection is gone.
     """
     while not reader.is_done:
-        batch = reader.read(keep_alive_s)
+        batch = reader.read(keep_alive_s * PING_EARLY)
         if reader.is_closed:
             return
         if not batch and not reader.is_done:

@@ -1,0 +1,188 @@
+"""A model loads, with its progress shown, or says in one line why not."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
+
+from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
+from worker.engine.loader import LoadedModel, LoadingProgress, load
+from worker.engine.model_runner import FallbackRunner, PackedRunner
+from worker.errors import ModelLoadError
+from worker.settings import Settings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that the test may break."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, neither here nor in a child; the library has read the variable already."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def load_from(source: Path | str, **settings: Any) -> tuple[LoadedModel, list[LoadingProgress]]:
+    reports: list[LoadingProgress] = []
+    chosen = replace(Settings(), **{"model": str(source), "max_slots": 2, "max_context": 64, **settings})
+    return load(chosen, reports.append), reports
+
+
+def reason(source: Path | str, **settings: Any) -> str:
+    """Why it does not load, in one line that names the model."""
+    with pytest.raises(ModelLoadError) as error:
+        load_from(source, **settings)
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def test_a_saved_model_loads(saved: Path) -> None:
+    model, _ = load_from(saved)
+    assert isinstance(model.runner, PackedRunner)
+    assert (model.max_context, model.vocab_size, model.device) == (64, VOCAB_SIZE, "cpu")
+    assert "float32 on cpu" in model.description
+    assert "\n" not in model.description
+    assert model.tokenizer.encode("the fox")
+
+
+def test_a_model_with_another_attention_is_served_row_by_row(tmp_path: Path) -> None:
+    model, _ = load_from(save_random_model(tmp_path, "mistral-window"))
+    assert isinstance(model.runner, FallbackRunner)
+    assert "row by row" in model.description
+
+
+def test_the_context_is_that_of_the_model_at_most(saved: Path) -> None:
+    assert load_from(saved, max_context=4096)[0].max_context == 512
+
+
+@pytest.mark.parametrize(("dtype", "shown"), [("bfloat16", "bfloat16"), ("auto", "float32")])
+def test_the_type_of_the_weights_is_the_one_asked_for(saved: Path, dtype: str, shown: str) -> None:
+    assert shown in load_from(saved, dtype=dtype)[0].description
+
+
+@pytest.mark.parametrize("shard_size", ["50KB", "5GB"])
+def test_progress_never_goes_back(tmp_path: Path, shard_size: str) -> None:
+    random_model("llama").save_pretrained(tmp_path, max_shard_size=shard_size)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    _, reports = load_from(tmp_path)
+    fractions = [report.fraction for report in reports]
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+    phases = list(dict.fromkeys(report.phase for report in reports))
+    assert phases[-4:] == ["configuration", "tokenizer", "weights", "check"]
+    assert len([report for report in reports if report.phase == "weights"]) > 5, "the weights show no progress"
+
+
+def test_the_bars_of_transformers_are_given_back(saved: Path) -> None:
+    before = transformers_logging.set_tqdm_hook(None)
+    transformers_logging.set_tqdm_hook(before)
+    load_from(saved)
+    assert transformers_logging.set_tqdm_hook(before) is before
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [(7, {7}), ([7, 9], {7, 9}), (None, {2})],  # none: the tokenizer's <|im_end|>
+)
+def test_eos_ids_are_those_of_the_generation_config_else_of_the_tokenizer(
+    folder: Path, configured: int | list[int] | None, expected: set[int]
+) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": configured}))
+    assert load_from(folder)[0].eos_ids == expected
+
+
+def test_eos_ids_of_the_config(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 11}))
+    assert load_from(folder)[0].eos_ids == {11}
+
+
+# ---- what does not load
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "~/model"])
+def test_a_folder_that_is_missing(name: str) -> None:
+    assert "does not exist" in reason(name)
+    assert name in reason(name)
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    assert "has no config.json" in reason(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no-such-model"])
+def test_a_hub_id_that_cannot_be_reached(name: str) -> None:
+    assert name in reason(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model_type": "unheard-of"}'])
+def test_a_broken_config(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert "cannot load model" in reason(folder)
+
+
+def test_a_missing_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert "cannot load model" in reason(folder)
+
+
+def test_missing_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "cannot load model" in reason(folder)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 7, 5000])
+def test_weights_that_are_cut_off(folder: Path, num_bytes: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert "cannot load model" in reason(folder)
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = {name: w[:10].contiguous() if "norm" in name else w for name, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    assert "cannot load model" in reason(folder)
+
+
+def test_weights_that_lack_a_layer(folder: Path) -> None:
+    """transformers only warns, and fills the layer with random numbers: a model that talks nonsense."""
+    path = folder / "model.safetensors"
+    weights = {name: w for name, w in load_file(path).items() if ".layers.1." not in name}
+    save_file(weights, path, metadata={"format": "pt"})
+    assert "layers.1" in reason(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there(saved: Path) -> None:
+    assert "ENDSTOP_DEVICE" in reason(saved, device="cuda")
+
+
+def test_a_cache_that_does_not_fit_says_what_to_lower(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr("worker.engine.attention.SlotAttention._store", no_memory)
+    assert "ENDSTOP_MAX_SLOTS" in reason(saved)

@@ -1,0 +1,1 @@
+"""The channel, its wake-ups and their races."""
