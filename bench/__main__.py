@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worker.check import spawned_server
 from worker.client import Client, Token
+from worker.spawn import spawned_server
 
 ROOT = Path(__file__).resolve().parent.parent
 STREAMS = (1, 4, 16)

@@ -31,8 +31,8 @@ from tests.scripted_server import (
 from worker import chat as chat_module
 from worker.__main__ import cli
 from worker.chat import Chat
-from worker.check import ROOT, SpawnFailed
 from worker.client import Client
+from worker.spawn import ROOT, SpawnFailed
 
 
 class Terminal:

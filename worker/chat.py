@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from worker.check import SpawnFailed, announced_server, printable
+from worker.check import printable
 from worker.client import Client, End, EndstopError, GenerateFields, Token
+from worker.spawn import SpawnFailed, announced_server
 
 PROMPT = "> "
 HELP = "Ctrl-C stops an answer, /reset forgets the conversation, /exit or Ctrl-D ends it"

@@ -59,6 +59,8 @@ def started(app: Any, worker: Any) -> None:
         os._exit(EXIT_DIED if has_loaded else EXIT_CANNOT_LOAD)
 
     engine.on_dead = exit_when_dead
+    if engine.state == "DEAD":  # it died before it could be told what to do then
+        threading.Thread(target=exit_when_dead, daemon=True).start()
     engine.should_drain = lambda: not worker.alive  # SIGTERM calls no hook: the engine has to look
     threading.Thread(target=_watch_loading, args=(engine, settings), name="loading", daemon=True).start()
     if is_gevent_patched():

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from worker.errors import FieldError, InvalidRequest
 
@@ -43,6 +43,11 @@ class SamplingParams:
 class _Strict(BaseModel):
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        """Fields that do not go together, in words. Looks at raw data: what else is wrong must not hide it."""
+        return []
 
 
 class Message(_Strict):
@@ -91,11 +96,11 @@ class GenerateRequest(SamplingFields):
     on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
-    @model_validator(mode="after")
-    def _one_input(self) -> "GenerateRequest":
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages, one of them and not both")
-        return self
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        if ("prompt" in data) == ("messages" in data):
+            return ["give either prompt or messages, one of them and not both"]
+        return []
 
 
 class StreamOptions(_Strict):
@@ -111,11 +116,14 @@ class _OpenAIFields(SamplingFields):
     n: Annotated[int, Field(ge=1, le=1)] = 1
     user: str | None = None  # an opaque tag for the caller's own records; nothing here depends on it
 
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> "_OpenAIFields":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed with stream: true")
-        return self
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = []
+        if "stream_options" in data and data.get("stream") is not True:
+            found.append("stream_options is only allowed with stream: true")
+        if "max_tokens" in data and "max_completion_tokens" in data:
+            found.append("give either max_tokens or max_completion_tokens, not both")
+        return found
 
 
 class ChatCompletionRequest(_OpenAIFields):
@@ -123,12 +131,6 @@ class ChatCompletionRequest(_OpenAIFields):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> "ChatCompletionRequest":
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("give either max_tokens or max_completion_tokens, not both")
-        return self
 
     def to_generate(self) -> GenerateRequest:
         """The same request in the internal vocabulary."""
@@ -151,9 +153,10 @@ def _translate(request: _OpenAIFields, **fields: Any) -> GenerateRequest:
     return GenerateRequest.model_construct(**{**shared, **fields})
 
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=_Strict)
 
 _NO_LONGER_THAN = 80  # characters of a wrong value that a message repeats
+_NO_MORE_THAN = 100  # bad fields in one answer; to name each of a million would take longer than to generate
 
 
 def parse_body(schema: type[Body], body: bytes) -> Body:
@@ -165,19 +168,34 @@ def parse_body(schema: type[Body], body: bytes) -> Body:
     if not body:
         raise InvalidRequest([FieldError("body", "json", "the body is empty; send a JSON object")])
     try:
-        data = json.loads(body)
+        data = json.loads(body.decode())  # by bytes, json.loads lets half of a surrogate pair through
     except RecursionError:
         raise InvalidRequest([FieldError("body", "json", "the body is nested too deeply")]) from None
     except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError for bytes that are not text
         raise InvalidRequest([FieldError("body", "json", f"the body is not valid JSON: {error}")]) from None
     if not isinstance(data, dict):
         raise InvalidRequest([FieldError("body", "json", f"the body must be a JSON object, not {_json_type(data)}")])
+    if b"\\u" in body and not _is_text(data):
+        message = "the body has half of a surrogate pair in it, which is no text"
+        raise InvalidRequest([FieldError("body", "json", message)])
     # An explicit null asks for the default, in OpenAI's API and so in ours; on an unknown field it is still unknown.
     data = {name: value for name, value in data.items() if value is not None or name not in schema.model_fields}
+    errors = [FieldError("body", "conflict", message) for message in schema.conflicts(data)]
     try:
-        return schema.model_validate(data)
+        request = schema.model_validate(data)
     except ValidationError as error:
-        raise InvalidRequest(_field_errors(error, schema)) from None
+        errors = _field_errors(error, schema) + errors
+    if errors:
+        raise InvalidRequest(errors)
+    return request
+
+
+def _is_text(data: object) -> bool:
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_type(data: object) -> str:
@@ -186,6 +204,8 @@ def _json_type(data: object) -> str:
 
 
 def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[FieldError]:
+    if error.error_count() > _NO_MORE_THAN:
+        return [FieldError("body", "too_many", f"{error.error_count()} fields are wrong; mend the first and try again")]
     found = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
@@ -195,8 +215,6 @@ def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[Field
             if len(path) == 1:
                 message += f" (supported: {', '.join(sorted(schema.model_fields))})"
             entry = FieldError(field, "unknown_field", message)
-        elif problem["type"] == "value_error":
-            entry = FieldError(field, "conflict", problem["msg"].removeprefix("Value error, "))
         else:
             value = "" if problem["type"] == "missing" else f", not {_short(problem['input'])}"
             message = problem["msg"][0].lower() + problem["msg"][1:]
@@ -208,6 +226,6 @@ def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[Field
 def _short(value: object) -> str:
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
+    except (TypeError, ValueError, RecursionError):
+        text = type(value).__name__
     return text if len(text) <= _NO_LONGER_THAN else text[:_NO_LONGER_THAN] + "..."

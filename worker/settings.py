@@ -5,6 +5,7 @@ Heroku-style platform sets them: `PORT`, and `WEB_CONCURRENCY`, which must be 1.
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -145,6 +146,8 @@ def _parse(setting: "Field[Any]", text: str) -> Any:
     metadata = setting.metadata
     try:
         value = kind(text)
+        if value == math.inf:
+            raise ValueError
     except ValueError:
         raise ValueError(f"not a {'whole number' if kind is int else 'number'}") from None
     if metadata["choices"] and value not in metadata["choices"]:

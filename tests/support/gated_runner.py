@@ -67,5 +67,5 @@ class GatedRunner:
             logits[i, self._letter_ids[len(row.sequence.output_ids) % len(LETTERS)]] = 50.0
         return sampled, logits
 
-    def scrub(self, slot: int) -> None:
+    def scrub(self, slot: int, length: int) -> None:
         pass

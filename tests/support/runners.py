@@ -88,7 +88,7 @@ class ScriptedRunner:
             return [], torch.empty(0, VOCAB_SIZE)
         return sampled, torch.stack([self._logits(row) for row in sampled])
 
-    def scrub(self, slot: int) -> None:
+    def scrub(self, slot: int, length: int) -> None:
         self.scrubbed.append(slot)
 
     def _logits(self, row: Row) -> Tensor:

@@ -106,10 +106,10 @@ class SlotAttention:
         self.layout: PackedLayout | None = None  # set by the runner for each step
 
     @torch.inference_mode()  # the cache was made in it
-    def scrub(self, slot: int) -> None:
-        """Clear a slot. A NaN left behind would reach the slot's next owner through masked positions (0 * NaN)."""
+    def scrub(self, slot: int, length: int) -> None:
+        """Clear a slot up to `length`. A NaN left behind would reach its next owner through the mask (0 * NaN)."""
         for cache in (*self._keys.values(), *self._values.values()):
-            cache[slot].zero_()
+            cache[slot, :, :length].zero_()
 
     def __call__(
         self,

@@ -33,7 +33,7 @@ from worker.errors import (
 from worker.events import End, Failure, Metrics, StopReason, Terminal, Token, Usage
 from worker.observe.log import LogLine, Outcome, Record
 from worker.settings import Settings
-from worker.streams.channel import ChannelBroken, Receiver, SendChannel, open_channel
+from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
 from worker.streams.native import new_lock, start_thread
 from worker.streams.wakeup import ThreadWaiter, Wakeup
 
@@ -212,6 +212,9 @@ class Engine:
             self.has_loaded = True
             self._become_ready()
             self._loop()
+            with self._lock:  # a submit that comes later than this is refused, one that came before is ended
+                self._is_accepting = False
+                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
             self._end_everyone(ShuttingDown("the server is shutting down"))
         except BaseException as error:  # law 7: a fault of the loop ends everyone, with a code
             has_died = True
@@ -252,9 +255,15 @@ class Engine:
         while self._inbox:
             sequence = self._inbox.popleft()
             self._scheduler.add(sequence)
-            if sequence.narrator is not None:
+            if not self._is_known(sequence.prompt_ids):
+                self._fail(sequence, InferenceFailed("the prompt has a token that the model does not know"))
+            elif sequence.narrator is not None:
                 position = len(self._scheduler.waiting)
                 sequence.narrator.say("scheduler", "queued", "request", f"queued at position {position}")
+
+    def _is_known(self, token_ids: list[int]) -> bool:
+        """Whether the embedding has a row for each. One that has none would fail the whole step."""
+        return self._model is None or (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size)
 
     def _end_unwanted(self, now: float) -> None:
         """End what was cancelled or whose reader is gone, and now and then what is overdue."""
@@ -311,6 +320,8 @@ class Engine:
                 self._fail(row.sequence, error)
             except ChannelBroken:
                 self._cancel(row.sequence, "client")
+            except ChannelClosed:
+                self._fail(row.sequence, EngineDead("the stream was ended from outside"))
             except Exception as error:  # a detokenizer that raises, say: this row's own fault
                 self._fail(row.sequence, self._fault(error))
 
@@ -345,14 +356,18 @@ class Engine:
     def _cancel(self, sequence: Sequence, by: str) -> None:
         """End a sequence that nobody wants any more. Who said so first is named."""
         sequence.cancelled_by = sequence.cancelled_by or by
-        self._finish(sequence, self._end_event(sequence, StopReason.CANCELLED))
+        self._end_early(sequence, self._end_event(sequence, StopReason.CANCELLED))
 
     def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
+        self._end_early(sequence, failure_event(error, sequence.usage))
+
+    def _end_early(self, sequence: Sequence, terminal: Terminal) -> None:
+        """End a sequence whose cache nobody has looked at since its last step."""
         try:
             if self._model is not None and sequence.slot >= 0:
-                self._model.runner.scrub(sequence.slot)
+                self._model.runner.scrub(sequence.slot, sequence.num_tokens)
         finally:
-            self._finish(sequence, failure_event(error, sequence.usage))
+            self._finish(sequence, terminal)
 
     def _fail_rows(self, rows: list[Row], error: GenerationFailed) -> None:
         for row in rows:
@@ -371,8 +386,8 @@ class Engine:
         outcome = _outcome(sequence, terminal)
         try:
             sequence.sender.send(self._metrics(sequence, outcome))
-        except ChannelBroken:
-            pass  # the reader is gone, and with it whoever would have missed the numbers
+        except (ChannelBroken, ChannelClosed):
+            pass  # the reader is gone, or was told another ending from outside
         finally:
             sequence.sender.close(terminal)
             if sequence.narrator is not None:

@@ -95,6 +95,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
             f"no memory for a cache of {settings.max_slots} slots of {max_context} tokens; lower ENDSTOP_MAX_SLOTS or "
             f"ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
         ) from error
+    except Exception as error:  # the model's own code, on its first input
+        raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
     num_parameters = sum(p.numel() for p in model.parameters())
     description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"
     if fallback_reason:
@@ -142,9 +144,13 @@ def _load_weights(source: str, settings: Settings, device: str, report: Report) 
     )
     try:
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        auto: Any = AutoModelForCausalLM
+        model, found = auto.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
     finally:
         transformers_logging.set_tqdm_hook(previous_hook)
+    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+        missing = sorted(found["missing_keys"])
+        raise ModelLoadError(f"the checkpoint lacks {len(missing)} weights, among them {missing[0]}")
     is_small = model.get_memory_footprint() < _SMALL_MODEL_BYTES
     if settings.dtype == "auto" and device == "cpu" and is_small:
         model = model.float()

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.engine.attention import SlotAttention, lay_out
 from worker.engine.scheduler import Row
+from worker.errors import ModelLoadError
 
 
 class ModelRunner(Protocol):
@@ -29,8 +30,8 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def scrub(self, slot: int) -> None:
-        """Clear a slot whose last owner may have left something that is not a number."""
+    def scrub(self, slot: int, length: int) -> None:
+        """Clear the first `length` positions of a slot, in which there may be something that is not a number."""
 
 
 _runner_numbers = itertools.count()
@@ -76,8 +77,8 @@ class PackedRunner:
             self._attention.layout = None
         return sampled, logits if self._keeps_logits else logits[keep]
 
-    def scrub(self, slot: int) -> None:
-        self._attention.scrub(slot)
+    def scrub(self, slot: int, length: int) -> None:
+        self._attention.scrub(slot, length)
 
 
 class FallbackRunner:
@@ -106,7 +107,7 @@ class FallbackRunner:
         last: Tensor = output.logits[0, -1]
         return last
 
-    def scrub(self, slot: int) -> None:
+    def scrub(self, slot: int, length: int) -> None:
         self._caches.pop(slot, None)
 
 
@@ -125,6 +126,9 @@ def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunne
 
     Two random prompts run through the model alone, then through the packed runner in chunks, mixed, in company.
 
+    Raises:
+        ModelLoadError: The model's own logits are not numbers.
+
     Returns:
         The runner, and for the log why it is the fallback; empty if it is not.
     """
@@ -132,12 +136,14 @@ def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunne
     implementation = model.config._attn_implementation
     prompts = _random_prompts(model)
     expected = [model(input_ids=torch.tensor([p], device=model.device)).logits[0, -1] for p in prompts]
+    if not all(logits.isfinite().all() for logits in expected):
+        raise ModelLoadError(f"the model computes infinities or no numbers at all in {model.dtype}; try ENDSTOP_DTYPE")
     try:
         runner = PackedRunner(model, num_slots, max_context)
         distance = _largest_distance(runner, prompts, expected)
         if distance <= _TOLERANCES.get(model.dtype, 1e-3):
-            for slot in range(min(2, num_slots)):
-                runner.scrub(slot)
+            for slot, prompt in list(enumerate(prompts))[:num_slots]:
+                runner.scrub(slot, len(prompt))
             return runner, ""
         reason = f"packed logits differ from the model's own by {distance:.2g}"
     except torch.OutOfMemoryError:

@@ -35,6 +35,7 @@ class SampledTokens:
     failures: dict[int, InferenceFailed]
 
 
+@torch.inference_mode()  # the model made the logits in it, and only in it may they be written to
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     """Draw one next token per row.
 
@@ -59,7 +60,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)
     for i, row in enumerate(rows):
         if _is_penalised(row.params):
-            logits[i] = _penalise(logits[i], row)
+            # An extreme penalty may overflow, and inf - inf is no number.
+            logits[i] = _penalise(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
 
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
@@ -72,7 +74,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
             chosen = [rows[i] for i in members]
             temperature = _column([row.params.temperature for row in chosen], logits)
             points = _column([row.rng.random() for row in chosen], logits, torch.float64)
-            token_ids[members] = draw(logits[members] / temperature, [row.params for row in chosen], points)
+            below_best = logits[members] - logits[members].amax(dim=-1, keepdim=True)  # at most 0: cannot overflow
+            token_ids[members] = draw(below_best / temperature, [row.params for row in chosen], points)
     return SampledTokens(token_ids.tolist(), failures)
 
 
@@ -126,7 +129,7 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: Tensor)
     logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     vocab_size = logits.shape[-1]
     rank = torch.arange(vocab_size, device=logits.device)
-    top_k = _column([p.top_k or vocab_size for p in params], logits, torch.int64)
+    top_k = _column([min(p.top_k or vocab_size, vocab_size) for p in params], logits, torch.int64)
     probs = logits.masked_fill(rank >= top_k, float("-inf")).softmax(dim=-1)
     before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
     # The first token always stays: nothing is before it, and its share is the largest.

@@ -118,9 +118,10 @@ class Sequence:
                 return DeadlineExceeded(f"no token within {limits.first_token_s:g} s", "FIRST_TOKEN_TIMEOUT")
         elif now - self.last_token_at > limits.token_s:
             return DeadlineExceeded(f"no further token within {limits.token_s:g} s", "STALLED")
-        last_read_at = self.sender.statistics().last_take_at
-        if last_read_at is None:
+        statistics = self.sender.statistics()
+        if statistics.last_take_at is None:
             return "unclaimed" if now - self.submitted_at > limits.claim_s else None
-        if now - last_read_at > limits.slow_consumer_s:
+        # Not since the last read: a reader that waits for a slow model is not slow.
+        if statistics.waiting_since is not None and now - statistics.waiting_since > limits.slow_consumer_s:
             return SlowConsumer(f"nothing was read from the stream for {limits.slow_consumer_s:g} s")
         return None

@@ -36,6 +36,9 @@ class Tokenizer:
         self._lock = new_lock()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend = backend
+        if backend is not None:  # a tokenizer.json may say that inputs are cut or padded, as for training
+            backend.no_truncation()
+            backend.no_padding()
         self._decode_copy = copy.deepcopy(backend if backend is not None else tokenizer)
         if backend is not None:
             added = self._decode_copy.get_added_tokens_decoder()

@@ -49,6 +49,7 @@ class Statistics:
     is_closed: bool
     is_broken: bool
     last_take_at: float | None  # monotonic; None until the receiver has looked for the first time
+    waiting_since: float | None  # monotonic; when the oldest waiting item was sent
 
 
 class _Sentinel(Generic[R]):
@@ -63,7 +64,7 @@ class _Sentinel(Generic[R]):
 class _Shared(Generic[T, R]):
     """What both ends hold. Holds neither of them, so that dropping an end is noticed."""
 
-    __slots__ = ("is_broken", "last_take_at", "listeners", "lock", "num_sent", "queue", "sentinel")
+    __slots__ = ("is_broken", "last_take_at", "listeners", "lock", "num_sent", "queue", "sentinel", "waiting_since")
 
     def __init__(self) -> None:
         self.lock = new_reentrant_lock()
@@ -72,12 +73,15 @@ class _Shared(Generic[T, R]):
         self.is_broken = False
         self.num_sent = 0
         self.last_take_at: float | None = None
+        self.waiting_since: float | None = None
         self.listeners: tuple[Waiter, ...] = ()
 
     def statistics(self) -> Statistics:
         queue = self.queue
         num_waiting = len(queue) - (1 if queue and queue[-1] is self.sentinel else 0)
-        return Statistics(num_waiting, self.num_sent, self.sentinel is not None, self.is_broken, self.last_take_at)
+        return Statistics(
+            num_waiting, self.num_sent, self.sentinel is not None, self.is_broken, self.last_take_at, self.waiting_since
+        )
 
 
 class SendChannel(Generic[T, R]):
@@ -100,6 +104,8 @@ class SendChannel(Generic[T, R]):
                 raise ChannelClosed
             if shared.is_broken:
                 raise ChannelBroken
+            if not shared.queue:
+                shared.waiting_since = time.monotonic()
             shared.queue.append(item)
             shared.num_sent += 1
         for waiter in shared.listeners:
@@ -210,6 +216,7 @@ class ReceiveChannel(Receiver[T, R]):
         with shared.lock:
             waiting, shared.queue = shared.queue, []
             shared.last_take_at = time.monotonic()
+            shared.waiting_since = None
         items: list[T] = []
         for item in waiting:
             if isinstance(item, _Sentinel):

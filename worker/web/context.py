@@ -1,23 +1,19 @@
 """What the routes share: one object per app, made by `create_app`."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from flask import current_app, request
-from pydantic import BaseModel
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.engine.engine import Engine
 from worker.errors import BodyTooLarge
 from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
-from worker.request import parse_body
+from worker.request import Body, parse_body
 from worker.settings import Settings
 from worker.web.sse import OpenStreams
 
 EXTENSION = "endstop"
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
