@@ -40,7 +40,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """What every part of a request is: unknown fields are refused, and types are not converted."""
+
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -50,14 +52,14 @@ class _Strict(BaseModel):
         return []
 
 
-class Message(_Strict):
+class Message(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str
 
 
-class SamplingFields(_Strict):
+class SamplingFields(StrictModel):
     """The fields that every generating route shares."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -103,7 +105,7 @@ class GenerateRequest(SamplingFields):
         return []
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictModel):
     """OpenAI's `stream_options`."""
 
     include_usage: bool = False
@@ -153,7 +155,7 @@ def _translate(request: _OpenAIFields, **fields: Any) -> GenerateRequest:
     return GenerateRequest.model_construct(**{**shared, **fields})
 
 
-Body = TypeVar("Body", bound=_Strict)
+Body = TypeVar("Body", bound=StrictModel)
 
 _NO_LONGER_THAN = 80  # characters of a wrong value that a message repeats
 _NO_MORE_THAN = 100  # bad fields in one answer; to name each of a million would take longer than to generate

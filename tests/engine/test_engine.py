@@ -507,7 +507,7 @@ def test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_end
         def die(number: int, rows: list[Row]) -> None:
             raise Killed("the loop")
 
-        def cannot_scrub(slot: int) -> None:
+        def cannot_scrub(slot: int, length: int) -> None:
             raise RuntimeError("the device is gone")
 
         b.runner.before_step = die
