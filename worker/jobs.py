@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from worker.engine.engine import INCOMPLETE, Engine
+from worker.engine.endings import INCOMPLETE
+from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
 from worker.errors import FieldError, GenerationFailed, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Started, StopReason, Terminal, Usage, merge_waiting

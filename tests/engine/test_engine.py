@@ -15,7 +15,8 @@ import torch
 from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.support.runners import ScriptedRunner
-from worker.engine.engine import INCOMPLETE, Engine, EngineState
+from worker.engine.endings import INCOMPLETE
+from worker.engine.engine import Engine, EngineState
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Deadlines, SequenceState

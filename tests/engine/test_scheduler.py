@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from tests.support.engines import PATIENT
-from worker.engine.engine import INCOMPLETE
+from worker.engine.endings import INCOMPLETE
 from worker.engine.kv_cache import SlotPool
 from worker.engine.scheduler import MIN_PREFILL_TOKENS, Row, Scheduler
 from worker.engine.sequence import Sequence, SequenceState

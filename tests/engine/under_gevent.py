@@ -28,7 +28,8 @@ from typing import Any
 import gevent
 
 from tests.support.engines import PATIENT
-from worker.engine.engine import INCOMPLETE, Engine, EngineState
+from worker.engine.endings import INCOMPLETE
+from worker.engine.engine import Engine, EngineState
 from worker.engine.sequence import Sequence
 from worker.events import End, Event, Terminal, Token
 from worker.observe.log import RecordWriter

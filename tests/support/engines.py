@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
-from worker.engine.engine import INCOMPLETE, Engine
+from worker.engine.endings import INCOMPLETE
+from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel
 from worker.engine.model_runner import ModelRunner, new_runner
 from worker.engine.sequence import Deadlines, Sequence

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from worker.engine.endings import end_event, failure_event, metrics_event, outcome_of
 from worker.engine.sampler import sample
 from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequence import Sequence
 from worker.errors import (
     EngineDead,
     GenerationFailed,
-    Incomplete,
     InferenceFailed,
     ModelLoadError,
     NotReady,
@@ -30,8 +30,8 @@ from worker.errors import (
     Overloaded,
     ShuttingDown,
 )
-from worker.events import End, Failure, Metrics, StopReason, Terminal, Token, Usage
-from worker.observe.log import LogLine, Outcome, Record
+from worker.events import StopReason, Terminal, Token
+from worker.observe.log import LogLine, Record
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
 from worker.streams.native import new_lock, start_thread
@@ -53,15 +53,6 @@ class EngineState(StrEnum):
     READY = "READY"
     DRAINING = "DRAINING"
     DEAD = "DEAD"
-
-
-def failure_event(error: GenerationFailed, usage: Usage) -> Failure:
-    """The terminal event of a failure."""
-    return Failure(error.code, error.message, usage, error.status)
-
-
-# What a stream ends with if its sender is dropped without a close.
-INCOMPLETE = failure_event(Incomplete("the generation went away without saying why"), Usage(0, 0))
 
 
 class Engine:
@@ -343,20 +334,14 @@ class Engine:
             sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released))
             sequence.num_released = num_tokens
         if has_stopped:
-            self._finish(sequence, self._end_event(sequence, StopReason.STOP_SEQUENCE))
+            self._finish(sequence, end_event(sequence, StopReason.STOP_SEQUENCE))
         elif is_last:
-            self._finish(sequence, self._end_event(sequence, StopReason.EOS if is_eos else StopReason.MAX_TOKENS))
-
-    def _end_event(self, sequence: Sequence, reason: StopReason) -> End:
-        decode_time_s = 0.0
-        if sequence.first_token_at is not None and sequence.last_token_at is not None:
-            decode_time_s = sequence.last_token_at - sequence.first_token_at
-        return End(reason, sequence.usage, round(decode_time_s * 1e3, 3), sequence.stop_strings.matched)
+            self._finish(sequence, end_event(sequence, StopReason.EOS if is_eos else StopReason.MAX_TOKENS))
 
     def _cancel(self, sequence: Sequence, by: str) -> None:
         """End a sequence that nobody wants any more. Who said so first is named."""
         sequence.cancelled_by = sequence.cancelled_by or by
-        self._end_early(sequence, self._end_event(sequence, StopReason.CANCELLED))
+        self._end_early(sequence, end_event(sequence, StopReason.CANCELLED))
 
     def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
         self._end_early(sequence, failure_event(error, sequence.usage))
@@ -383,9 +368,9 @@ class Engine:
         self._scheduler.remove(sequence)
         with self._lock:
             self._num_open -= 1
-        outcome = _outcome(sequence, terminal)
+        outcome = outcome_of(sequence, terminal)
         try:
-            sequence.sender.send(self._metrics(sequence, outcome))
+            sequence.sender.send(metrics_event(sequence, outcome, self._vram_bytes()))
         except (ChannelBroken, ChannelClosed):
             pass  # the reader is gone, or was told another ending from outside
         finally:
@@ -394,14 +379,9 @@ class Engine:
                 sequence.narrator.close()
             self._record(outcome)
 
-    def _metrics(self, sequence: Sequence, outcome: Outcome) -> Metrics:
-        assert self._model is not None
-        rate = 0.0
-        if sequence.first_token_at is not None and sequence.last_token_at is not None:
-            elapsed_s = sequence.last_token_at - sequence.first_token_at
-            rate = (len(sequence.output_ids) - 1) / elapsed_s if elapsed_s > 0 else 0.0
-        vram_bytes = torch.cuda.memory_allocated() if self._model.device == "cuda" else 0
-        return Metrics(round(rate, 2), vram_bytes, outcome.queue_ms, outcome.ttft_ms)
+    def _vram_bytes(self) -> int:
+        has_vram = self._model is not None and self._model.device == "cuda"
+        return torch.cuda.memory_allocated() if has_vram else 0
 
     def _end_everyone(self, error: GenerationFailed) -> None:
         self._take_inbox()
@@ -442,26 +422,3 @@ class Engine:
             self._records.send(record)
         except ChannelBroken:
             pass  # nobody writes a log any more: the process is on its way out
-
-
-def _outcome(sequence: Sequence, terminal: Terminal) -> Outcome:
-    now = time.monotonic()
-    scheduled_at = sequence.scheduled_at if sequence.scheduled_at is not None else now
-    ttft_ms = None
-    if sequence.first_token_at is not None:
-        ttft_ms = round((sequence.first_token_at - sequence.submitted_at) * 1e3, 3)
-    if isinstance(terminal, Failure):
-        kind, detail = "error", terminal.code
-    elif terminal.stop_reason is StopReason.CANCELLED:
-        kind, detail = "cancelled", sequence.cancelled_by or "engine"
-    else:
-        kind, detail = "end", terminal.stop_reason.value
-    return Outcome(
-        sequence.request_id,
-        kind,
-        detail,
-        sequence.usage,
-        round((scheduled_at - sequence.submitted_at) * 1e3, 3),
-        ttft_ms,
-        round((now - sequence.submitted_at) * 1e3, 3),
-    )

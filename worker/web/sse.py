@@ -12,7 +12,8 @@ from typing import Protocol
 
 from flask import Response, g, request
 
-from worker.engine.engine import Engine, failure_event
+from worker.engine.endings import failure_event
+from worker.engine.engine import Engine
 from worker.errors import EngineDead, InferenceFailed, Overloaded
 from worker.events import Event
 from worker.jobs import JobReader
