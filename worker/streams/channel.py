@@ -77,11 +77,20 @@ class _Shared(Generic[T, R]):
         self.listeners: tuple[Waiter, ...] = ()
 
     def statistics(self) -> Statistics:
-        queue = self.queue
-        num_waiting = len(queue) - (1 if queue and queue[-1] is self.sentinel else 0)
-        return Statistics(
-            num_waiting, self.num_sent, self.sentinel is not None, self.is_broken, self.last_take_at, self.waiting_since
-        )
+        with self.lock:
+            return Statistics(
+                num_waiting=len(self.queue) - self.is_end_waiting,
+                num_sent=self.num_sent,
+                is_closed=self.sentinel is not None,
+                is_broken=self.is_broken,
+                last_take_at=self.last_take_at,
+                waiting_since=self.waiting_since,
+            )
+
+    @property
+    def is_end_waiting(self) -> bool:
+        """Whether the sentinel is in the queue. Under the lock."""
+        return self.sentinel is not None and bool(self.queue) and self.queue[-1] is self.sentinel
 
 
 class SendChannel(Generic[T, R]):
@@ -241,7 +250,8 @@ class ReceiveChannel(Receiver[T, R]):
         self._is_closed = True
         with self._shared.lock:
             self._shared.is_broken = True
-            self._shared.queue = []
+            thrown_away, self._shared.queue = self._shared.queue, []
+        thrown_away.clear()  # outside the lock: an item's finalizer is foreign code and may wait for a sender
         for waiter in self._shared.listeners:  # a consumer in another thread must not wait on
             waiter.wake()
 
@@ -279,18 +289,21 @@ class MergedReceiver(Receiver[T, R]):
     def take(self) -> list[T]:
         if self._end is not None:
             raise EndOfChannel(self._end.reason)
+        # The main source first: what the others said before its end has been sent by then, and is taken below.
+        main: list[T] = []
+        try:
+            main = self._main.take()
+        except EndOfChannel as end:
+            self._end = EndOfChannel(end.reason)  # a new one: this one's traceback would keep us alive
         items: list[T] = []
         for source in tuple(self._others):
             try:
                 items += source.take()
-            except EndOfChannel:
+            except (EndOfChannel, ChannelClosed):
                 self._others.remove(source)
-        try:
-            items += self._main.take()
-        except EndOfChannel as end:
-            self._end = end
-            if not items:
-                raise
+        items += main
+        if self._end is not None and not items:
+            raise EndOfChannel(self._end.reason)
         return items
 
     def listen(self, waiter: Waiter) -> None:

@@ -54,8 +54,11 @@ class ThreadWaiter:
         self._is_armed = False
 
     def arm(self) -> None:
-        self._is_armed = True
+        # In this order. A wake-up meant for an earlier round may come at any moment; after the mark is set, whoever
+        # clears it also releases. The other way round its release would be swallowed here with the mark cleared,
+        # and the next wake-up would find nobody armed.
         self._acquire(False)
+        self._is_armed = True
 
     def wait(self, timeout_s: float) -> bool:
         return self._acquire(True, timeout_s)
