@@ -61,6 +61,24 @@ def test_a_drain_lets_streams_finish_and_accepts_no_other(tmp_path: Path, worker
 
 
 @BOTH
+def test_a_new_client_is_refused_at_once_while_the_server_drains(tmp_path: Path, worker_class: str) -> None:
+    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        server.allow("pace/20")
+        stream.read_until(b'"type":"token"')
+        server.signal(signal.SIGTERM)
+        server.wait_for(lambda: _is_refused(server), "a refused connection")
+        assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+
+
+def _is_refused(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@BOTH
 def test_a_hangup_replaces_the_worker_and_the_streams_end(tmp_path: Path, worker_class: str) -> None:
     with running_server(tmp_path, worker_class, env={"ENDSTOP_DRAIN_S": "1"}) as server:
         with RawStream(server, "POST", "/execute", LONG) as stream:

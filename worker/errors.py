@@ -7,6 +7,7 @@
     │   ├── InvalidRequest            400    INVALID_REQUEST
     │   ├── UnknownJob                404    UNKNOWN_JOB
     │   ├── UnknownModel              404    UNKNOWN_MODEL
+    │   ├── BodyTimeout               408    BODY_TIMEOUT
     │   ├── BodyTooLarge              413    BODY_TOO_LARGE
     │   ├── Overloaded                429    OVERLOADED           + Retry-After
     │   └── NotReady                  503    LOADING, DRAINING, DEAD   + Retry-After
@@ -79,6 +80,13 @@ class UnknownModel(RequestError):
 
     status = 404
     code = "UNKNOWN_MODEL"
+
+
+class BodyTimeout(RequestError):
+    """The body did not come in time."""
+
+    status = 408
+    code = "BODY_TIMEOUT"
 
 
 class BodyTooLarge(RequestError):

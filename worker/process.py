@@ -41,8 +41,9 @@ def prepare(settings: Settings, listeners: list[Any]) -> None:
     import worker.engine.loader  # noqa: F401
 
     for listener in listeners:  # accepted sockets inherit these on Linux
-        # A peer that acknowledges no byte for this long is gone. SO_SNDTIMEO has no effect under gevent.
-        timeout_ms = int(settings.slow_consumer_s * 1000)
+        # A peer that acknowledges no byte for this long is gone. SO_SNDTIMEO has no effect under gevent. Later than the
+        # engine's own limit, so that a reader that is merely stuck is named SLOW_CONSUMER and not a leave.
+        timeout_ms = min(int(settings.slow_consumer_s * 2000) + 10_000, 2**31 - 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

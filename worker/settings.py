@@ -61,6 +61,8 @@ class Settings:
         2 * 1024 * 1024, "size of a request body; a larger one is answered 413", minimum=1024
     )
 
+    body_timeout_s: float = _setting(30.0, "between two pieces of a request body; then 408", minimum=0.01)
+
     # Deadlines, all in seconds. A request lowers the total with `deadline_s`, never raises it.
     queue_timeout_s: float = _setting(60.0, "from acceptance to a slot, then QUEUE_TIMEOUT", minimum=0.01)
     first_token_timeout_s: float = _setting(

@@ -19,14 +19,16 @@ from worker.streams import native
 
 T = TypeVar("T")
 
-TRACED_DIR = str(Path(worker.streams.__path__[0]))
-
 
 def call_traced(call: Callable[[], T], at_opcode: Callable[[], None]) -> T:
-    """Run `call`, and `at_opcode` just before every bytecode of worker/streams in it, in this thread only."""
+    """Run `call`, and `at_opcode` just before every bytecode of worker/streams in it, in this thread only.
+
+    The greenlets of a thread share what `sys.settrace` sets: among several, the first to end ends it for all.
+    """
+    traced_dir = str(Path(worker.streams.__path__[0]))
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(TRACED_DIR):
+        if not frame.f_code.co_filename.startswith(traced_dir):
             return None
         if event == "call":
             frame.f_trace_opcodes = True
@@ -40,7 +42,7 @@ def call_traced(call: Callable[[], T], at_opcode: Callable[[], None]) -> T:
     try:
         return call()
     finally:
-        sys.settrace(outer)
+        sys.settrace(None if getattr(outer, "__name__", "") == trace.__name__ else outer)
 
 
 def call_with_step(call: Callable[[], object], step: int, at_step: Callable[[], object]) -> bool:
@@ -69,7 +71,7 @@ def call_jittered(call: Callable[[], T], seed: int) -> T:
     rnd = random.Random(seed)
 
     def jitter() -> None:
-        if rnd.random() < 0.05:
+        if rnd.random() < 0.02:
             native.native_sleep(0)
 
     return call_traced(call, jitter)

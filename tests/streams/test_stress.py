@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.streams.flood import flood, flood_merged
+from tests.streams.flood import flood, flood_jittered, flood_merged
 
 ROOT = Path(__file__).parents[2]
 HERE = Path("tests/streams")
@@ -24,8 +24,14 @@ def test_a_million_items_into_threads() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_any_change_of_threads_is_survived(num_channels: int) -> None:
+    flood_jittered(4_000, num_channels)
+
+
+@pytest.mark.slow
 def test_two_threads_may_wake_one_thread() -> None:
-    flood_merged(100_000, num_consumers=8)
+    flood_merged(50_000, num_consumers=8)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ def gated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "ENDSTOP_KEEP_ALIVE_S": "0.2",
         "ENDSTOP_MAX_CONTEXT": "256",
         "ENDSTOP_MAX_BODY_BYTES": "65536",
+        "ENDSTOP_BODY_TIMEOUT_S": "1",
     }
     with running_server(folder, request.param, env=limits) as server:
         yield server

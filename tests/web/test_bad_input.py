@@ -1,6 +1,7 @@
 """Bad input over real sockets: a clear 4xx that names the field, the limit and the remedy, and the server goes on."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -83,6 +84,26 @@ def test_a_body_over_the_limit(gated: Server, path: str, is_chunked: bool) -> No
 def test_a_body_of_fifty_megabytes_is_refused_and_not_read(gated: Server) -> None:
     with RawStream(gated, "POST", "/execute", b"", Content_Length="50000000") as stream:
         assert stream.head()[0] == 413
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b'5\r\n{"pro'])
+def test_a_chunked_body_that_is_none(gated: Server, body: bytes) -> None:
+    with RawStream(gated, "POST", "/execute", body, Transfer_Encoding="chunked", Content_Length="") as stream:
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert stream.head()[0] == 400
+
+
+def test_a_body_shorter_than_announced(gated: Server) -> None:
+    body = json.dumps(GOOD).encode()
+    with RawStream(gated, "POST", "/execute", body, Content_Length=str(len(body) + 10)) as stream:
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert stream.head()[0] == 400
+        assert b"announced" in stream.read_until(b"announced")
+
+
+def test_a_body_that_does_not_come(gated: Server) -> None:
+    with RawStream(gated, "POST", "/execute", b'{"pro', Content_Length="100") as stream:
+        assert stream.head()[0] == 408
 
 
 def test_unknown_things(gated: Server) -> None:

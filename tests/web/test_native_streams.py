@@ -1,5 +1,6 @@
 """The native routes over real sockets, under both worker classes: every stream is prompt, alive, and ends once."""
 
+import socket
 import time
 
 import pytest
@@ -147,7 +148,7 @@ def test_a_job_can_be_read_late_twice_and_from_the_middle(gated: Server) -> None
     assert events_of(rest) == events_of(whole)[2:]
     last = len(events_of(whole)) - 2
     with RawStream(gated, "GET", f"{url}?last_event_id={last}") as nothing_left:
-        assert events_of(nothing_left.read_all()) == ["[DONE]"]
+        assert nothing_left.read_all() == b"data: [DONE]\n\n"
     with RawStream(gated, "GET", url, Last_Event_ID="99") as ahead:
         assert ahead.head()[0] == 400
     with RawStream(gated, "GET", url, Last_Event_ID="-1") as bad:
@@ -224,6 +225,17 @@ def test_a_deadline_of_the_request_ends_it(gated: Server) -> None:
         gated.allow(1)  # the loop looks at deadlines between steps
         terminal = assert_ended_once(stream.read_all())
     assert terminal["code"] == "TIMEOUT"
+
+
+def test_a_client_that_closes_its_sending_half_is_cut_and_not_told_an_end(gated: Server) -> None:
+    """It counts as gone. A body that ended well, without a terminal event, would look whole to it."""
+    with RawStream(gated, "POST", "/execute", PROMPT | {"max_tokens": 200}) as stream:
+        stream.read_until(b"started")
+        stream.socket.shutdown(socket.SHUT_WR)
+        body = stream.read_all()
+        assert stream.is_eof
+        assert not stream.is_complete
+        assert b"[DONE]" not in body
 
 
 def test_head_of_a_stream_leaves_no_reader_behind(gated: Server) -> None:

@@ -6,7 +6,7 @@ from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.engine.engine import Engine
-from worker.errors import BodyTooLarge
+from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
 from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
 from worker.request import Body, parse_body
@@ -38,12 +38,29 @@ def read_body(schema: type[Body]) -> Body:
 
     Raises:
         InvalidRequest: Names every bad field.
-        BodyTooLarge: Names the limit.
+        BodyTooLarge, BodyTimeout: Name the limit.
     """
-    limit = context().settings.max_body_bytes
+    settings = context().settings
+    limit = settings.max_body_bytes
+    sock = request.environ.get("gunicorn.socket")  # absent in Flask's test client
+    if sock is not None:
+        sock.settimeout(settings.body_timeout_s)
     try:
         body = request.stream.read(limit)
         request.stream.read(1)  # of a chunked body werkzeug gives the beginning, and the error only when asked for more
     except RequestEntityTooLarge:
-        raise BodyTooLarge(f"the body is larger than {limit} bytes; send less (ENDSTOP_MAX_BODY_BYTES)") from None
+        message = f"the body is larger than {limit} bytes; send less (ENDSTOP_MAX_BODY_BYTES)"
+        raise BodyTooLarge(message) from None
+    except Exception as error:  # the server's reader of bodies has many names for bytes that are not one
+        if isinstance(error.__context__, TimeoutError):  # werkzeug says "disconnected" instead
+            message = f"nothing of the body came for {settings.body_timeout_s:g} s; send it faster"
+            raise BodyTimeout(message) from None
+        message = f"the body could not be read ({type(error).__name__}); check Content-Length and the chunks"
+        raise InvalidRequest([FieldError("body", "transfer", message)]) from error
+    finally:
+        if sock is not None:
+            sock.settimeout(None)  # an answer may be read as slowly as the client likes
+    if request.content_length is not None and len(body) < request.content_length:
+        message = f"{request.content_length} bytes were announced and {len(body)} came; send the whole body"
+        raise InvalidRequest([FieldError("body", "transfer", message)])
     return parse_body(schema, body)

@@ -120,7 +120,7 @@ def _stream(reader: JobReader) -> Response:
 
 def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
-    if text is None:
+    if not text:
         return -1
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise InvalidRequest([FieldError("last_event_id", "integer", f"must be the id of an event, not {text[:80]!r}")])

@@ -6,7 +6,7 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from worker.errors import BodyTooLarge, GenerationFailed, InvalidRequest, RequestError
+from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, RequestError
 
 logger = logging.getLogger("endstop")
 
@@ -39,7 +39,7 @@ def _refuse_request(error: RequestError) -> Response:
     response = _answer(error.status, error.code, error.message, fields)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | BodyTimeout):
         response.headers["Connection"] = "close"  # the rest of the body will not be read
     return response
 

@@ -5,6 +5,7 @@ run, `call_on_close` is skipped on some paths, and both when a hook raises. `Str
 (tests/web/test_body.py has the list).
 """
 
+import errno
 import json
 import logging
 from collections.abc import Callable, Generator, Iterator
@@ -46,18 +47,22 @@ class Translator(Protocol):
 def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
     """The bytes of a job's stream: events as they come, pings while none do, one terminal, `[DONE]`.
 
-    This is the generator that a response iterates. It ends when the reader is closed from outside too, without a
-    terminal event: then the connection is gone.
+    This is the generator that a response iterates.
+
+    Raises:
+        ConnectionResetError: The client has left. Not an end of the stream: a body that ended well without a terminal
+            event would look whole to a client that has closed only its sending half. The server cuts the connection.
     """
     while not reader.is_done:
         batch = reader.read(keep_alive_s * PING_EARLY)
         if reader.is_closed:
-            return
-        if not batch and not reader.is_done:
-            reason = engine.liveness()
-            if reason:  # the thread that would have ended this stream does not answer
-                reader.job.fail(EngineDead(reason))
-            yield PING
+            raise ConnectionResetError(errno.ECONNRESET, "the client has left")
+        if not batch:
+            if reader.job.ended_at is None:  # else the client came back with the number of the terminal event
+                reason = engine.liveness()
+                if reason:  # the thread that would have ended this stream does not answer
+                    reader.job.fail(EngineDead(reason))
+                yield PING
             continue
         try:
             data = b"".join(translator.encode(number, event) for number, event in batch)
