@@ -454,9 +454,10 @@ def test_the_sender_may_be_collected_at_any_step_of_the_receiver(wakeup: Wakeup,
         holder = [sender]
         del sender
         items: list[str] = []
+        num_waiting: list[int] = []
         calls: dict[str, Callable[[], object]] = {
             "take": lambda: items.extend(receiver.take()),
-            "statistics": receiver.statistics,
+            "statistics": lambda: num_waiting.append(receiver.statistics().num_waiting),
             "close": receiver.close,
         }
         if not steps.run(lambda: calls[look](), lambda: drop_in_a_cycle(holder)):
@@ -468,6 +469,7 @@ def test_the_sender_may_be_collected_at_any_step_of_the_receiver(wakeup: Wakeup,
             items += drain(receiver)
             assert items == ["item"]
             assert end_of(receiver) == "dropped"
+        assert num_waiting == ([1] if look == "statistics" else [])
 
     play_every_step(steps, play)
 
@@ -705,6 +707,24 @@ def test_statistics_count(wakeup: Wakeup) -> None:
     assert sender.statistics().is_broken
 
 
+def test_statistics_tell_since_when_items_wait(wakeup: Wakeup) -> None:
+    sender, receiver = open_any(wakeup)
+    assert sender.statistics().waiting_since is None
+    for _ in range(2):
+        started_at = time.monotonic()
+        sender.send("oldest")
+        waiting_since = receiver.statistics().waiting_since
+        assert waiting_since is not None
+        assert started_at <= waiting_since <= time.monotonic()
+        sender.send("younger")
+        assert receiver.statistics().waiting_since == waiting_since
+        receiver.take()
+        assert receiver.statistics().waiting_since is None
+    sender.send("unread")
+    receiver.close()
+    assert sender.statistics().waiting_since is None
+
+
 def test_every_look_of_the_receiver_is_noted(wakeup: Wakeup) -> None:
     sender, receiver = open_any(wakeup)
     for _ in range(2):
@@ -842,6 +862,7 @@ class ChannelMachine(RuleBasedStateMachine):
                 assert statistics.is_closed == (self.reason is not None)
                 assert statistics.is_broken == self.is_broken
                 assert (statistics.last_take_at is not None) == self.has_looked
+                assert (statistics.waiting_since is not None) == bool(self.waiting)
         if self.sender is not None:
             assert self.sender.is_broken == self.is_broken
 

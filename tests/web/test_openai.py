@@ -107,12 +107,12 @@ def test_pings_do_not_disturb_the_client(gated: Server, client: openai.OpenAI) -
 
 
 def test_a_client_that_closes_its_stream_cancels(gated: Server, client: openai.OpenAI) -> None:
+    before = gated.stats()["outcomes"].get("cancelled{client}", 0)
     gated.allow(1)
     stream = client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True)
     next(iter(stream))
     stream.close()
     gated.wait_for(lambda: gated.stats()["streams"] == 0, "the reader is gone")
-    before = gated.stats()["outcomes"].get("cancelled{client}", 0)
     gated.allow(2)
     gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
     gated.wait_for(lambda: gated.stats()["outcomes"].get("cancelled{client}", 0) == before + 1, "the outcome")
