@@ -78,19 +78,18 @@ class _Shared(Generic[T, R]):
 
     def statistics(self) -> Statistics:
         with self.lock:
+            # The length once: the garbage collector may close the channel at any step here, on this very thread.
+            queue = self.queue
+            num_queued = len(queue)
+            is_end_queued = num_queued > 0 and isinstance(queue[num_queued - 1], _Sentinel)
             return Statistics(
-                num_waiting=len(self.queue) - self.is_end_waiting,
+                num_waiting=num_queued - is_end_queued,
                 num_sent=self.num_sent,
                 is_closed=self.sentinel is not None,
                 is_broken=self.is_broken,
                 last_take_at=self.last_take_at,
                 waiting_since=self.waiting_since,
             )
-
-    @property
-    def is_end_waiting(self) -> bool:
-        """Whether the sentinel is in the queue. Under the lock."""
-        return self.sentinel is not None and bool(self.queue) and self.queue[-1] is self.sentinel
 
 
 class SendChannel(Generic[T, R]):
@@ -251,7 +250,8 @@ class ReceiveChannel(Receiver[T, R]):
         with self._shared.lock:
             self._shared.is_broken = True
             thrown_away, self._shared.queue = self._shared.queue, []
-        thrown_away.clear()  # outside the lock: an item's finalizer is foreign code and may wait for a sender
+            self._shared.waiting_since = None
+        del thrown_away  # outside the lock: an item's finalizer is foreign code and may wait for a sender
         for waiter in self._shared.listeners:  # a consumer in another thread must not wait on
             waiter.wake()
 
