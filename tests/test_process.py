@@ -158,6 +158,23 @@ def test_a_fault_of_the_loop_ends_everyone_and_the_worker_is_replaced(tmp_path: 
         assert server.process.poll() is None
 
 
+@BOTH
+def test_a_step_that_hangs_ends_everyone_at_once_and_the_worker_is_replaced(tmp_path: Path, worker_class: str) -> None:
+    env = {"ENDSTOP_STEP_LIMIT_S": "1", "ENDSTOP_KEEP_ALIVE_S": "50"}  # no ping comes to the rescue
+    with running_server(tmp_path, worker_class, env=env) as server:
+        with RawStream(server, "POST", "/execute", LONG) as one, RawStream(server, "POST", "/execute", LONG) as two:
+            # The gate is shut: the first step never returns.
+            for stream in (one, two):
+                assert assert_ended_once(stream.read_all())["code"] == "STALLED"
+            health, ready = server.get("/health"), server.get("/ready")
+            assert (health.status_code, ready.status_code) == (503, 503)
+            assert ready.json()["state"] == "DEAD"
+        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
+        assert server.process.poll() is None
+        assert "in forward" in server.log()  # the stacks name the place
+        assert server.log().count("outcome=error{STALLED}") == 2
+
+
 def _is_ready(server: Server) -> bool:
     try:
         return server.get("/ready").status_code == 200 and server.stats()["steps"] == 0

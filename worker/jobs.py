@@ -16,7 +16,7 @@ from typing import Literal
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
-from worker.errors import FieldError, GenerationFailed, InvalidRequest, Overloaded, UnknownJob
+from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Started, StopReason, Terminal, Usage, merge_waiting
 from worker.request import GenerateRequest
 from worker.settings import Settings
@@ -92,12 +92,6 @@ class Job:
         sequence = self._sequence()
         if sequence is not None:
             self._engine.cancel(sequence, by)
-
-    def fail(self, error: GenerationFailed) -> None:
-        """End the stream from outside, when the engine cannot. Loses against an ending that came first."""
-        sequence = self._sequence()
-        if sequence is not None:
-            sequence.sender.close(Failure(error.code, error.message, sequence.usage, error.status))
 
     def status(self) -> JobStatus:
         """Where the job is now."""

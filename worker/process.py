@@ -54,7 +54,7 @@ def started(app: Any, worker: Any) -> None:
     settings = app.extensions["endstop"].settings
 
     def exit_when_dead() -> None:
-        """On the generation thread, as its last act."""
+        """On the watchdog's thread, when every stream has its ending."""
         has_loaded = engine.has_loaded
         native_sleep(DIED_LINGER_S if has_loaded else settings.dead_linger_s)
         os._exit(EXIT_DIED if has_loaded else EXIT_CANNOT_LOAD)
@@ -63,20 +63,10 @@ def started(app: Any, worker: Any) -> None:
     if engine.state == "DEAD":  # it died before it could be told what to do then
         threading.Thread(target=exit_when_dead, daemon=True).start()
     engine.should_drain = lambda: not worker.alive  # SIGTERM calls no hook: the engine has to look
-    threading.Thread(target=_watch_loading, args=(engine, settings), name="loading", daemon=True).start()
+    threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
-
-
-def _watch_loading(engine: Any, settings: Settings) -> None:
-    """Show the progress, and give up on a load that hangs: gunicorn does not watch the generation thread."""
-    show_loading(engine)
-    reason = engine.liveness()
-    if reason and not engine.has_loaded and engine.state == "LOADING":
-        logger.critical(reason)
-        time.sleep(settings.dead_linger_s)
-        os._exit(EXIT_CANNOT_LOAD)
 
 
 def interrupted(app: Any) -> None:

@@ -78,8 +78,10 @@ class Settings:
     max_ended_jobs: int = _setting(1000, "ended jobs that are kept; the oldest goes first", minimum=0)
     # Heroku's router cuts a stream after 55 s without a byte, most proxies after 60.
     keep_alive_s: float = _setting(10.0, "between two bytes of an open stream", minimum=0.01, maximum=50.0)
-    # A heartbeat older than this means a step that does not come back.
-    step_limit_s: float = _setting(60.0, "longest step before the engine counts as stalled", minimum=1.0)
+    # A decode step takes milliseconds to a second. Prompts make it longer, and the limit with it.
+    step_limit_s: float = _setting(
+        20.0, "longest step, per 64 tokens in it; then STALLED for everyone and a new process", minimum=1.0
+    )
     load_timeout_s: float = _setting(1800.0, "loading the model, then DEAD", minimum=0.01)
     # Long enough for a probe and a person to read the reason, short enough for a supervisor's restart.
     dead_linger_s: float = _setting(5.0, "how long a process that could not load says why before it exits", minimum=0.0)

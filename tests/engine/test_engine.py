@@ -24,6 +24,7 @@ from worker.engine.tokenizer import Tokenizer
 from worker.errors import GenerationFailed, ModelLoadError, NotReady, Overloaded
 from worker.events import End, Event, Failure, Metrics, Narration, StopReason, Token, Usage
 from worker.observe.log import LogLine, Outcome, Record
+from worker.observe.watchdog import Phase, Stamp
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel, ReceiveChannel, SendChannel, open_channel
 from worker.streams.narration import Narrator
@@ -56,7 +57,7 @@ class Bench:
         """Queue several between two steps, so that the same step finds all of them."""
         replies = [new_sequence(prompt_ids, PATIENT, TOKENIZER, **params) for prompt_ids in prompts]
         with self.engine._lock:
-            self.engine._num_open += len(replies)
+            self.engine._open |= {reply.sequence for reply in replies}
             self.engine._inbox.extend([reply.sequence for reply in replies])  # at once: one call under the GIL
         self.engine._waiter.wake()
         return replies
@@ -939,32 +940,90 @@ def test_a_load_that_fails_makes_the_engine_dead_with_its_reason(error: Exceptio
         assert ("Traceback" in logged) == (not isinstance(error, ModelLoadError))
 
 
-def test_a_load_that_takes_too_long_does_not_live() -> None:
-    with loading_engine(load_timeout_s=0.01) as (engine, _):
-        wait_until(lambda: "still loading" in engine.liveness())
+def test_a_load_that_takes_too_long_is_given_up_for_good() -> None:
+    with loading_engine(load_timeout_s=0.01) as (engine, loading):
+        wait_until(lambda: engine.state is EngineState.DEAD)
+        assert "still loading" in engine.liveness()
+        loading.go_on.set()
+        assert engine.wait_ended(WAIT_S)
+        assert engine.state is EngineState.DEAD
+        assert "still loading" in engine.reason
 
 
 # ---- liveness
 
 
-def test_a_step_that_does_not_come_back_does_not_live() -> None:
-    with bench(step_limit_s=0.05) as b:
+def abandoned(*replies: Reply) -> list[str]:
+    """The codes of streams that the watchdog ended. Slots and sequences are lost with the process."""
+    codes = []
+    for reply in replies:
+        *_, metrics, failure = reply.events()
+        assert isinstance(metrics, Metrics)
+        assert isinstance(failure, Failure)
+        codes.append(failure.code)
+    return codes
+
+
+def test_a_step_that_does_not_come_back_ends_every_stream_from_outside() -> None:
+    """Running and queued; and when it comes back after all, nobody is told a second ending."""
+    with bench(max_slots=1, step_limit_s=0.05) as b:
+        was_told = threading.Event()
+        b.engine.on_dead = was_told.set
         assert b.engine.liveness() == ""
         b.gate.hold()
-        reply = b.submit([3], max_tokens=2)
+        running, queued = b.submit([3], max_tokens=2), b.submit([4], max_tokens=2)
         b.gate.wait_until_held()
-        wait_until(lambda: "has not come back" in b.engine.liveness())
+        assert abandoned(running, queued) == ["STALLED"] * 2  # the gate is still held
+        assert was_told.wait(WAIT_S)
+        assert b.engine.state is EngineState.DEAD
+        assert "has not come back for 0.05 s; it is in: the model's forward pass" in b.engine.liveness()
+        assert b.engine.num_open == 0
+        with pytest.raises(NotReady) as refusal:
+            b.submit([5])
+        assert refusal.value.code == "DEAD"
         b.gate.open()
-        end_of(reply)
-        wait_until(lambda: b.engine.liveness() == "")
+        assert b.engine.wait_ended(WAIT_S)
+        assert b.engine.state is EngineState.DEAD
+        assert b.outcomes(running, queued) == ["error{STALLED}"] * 2
+        assert "stacks of all threads" in b.log()
+
+
+def test_a_long_prefill_is_no_stall() -> None:
+    stamp = Stamp(Phase.FORWARD, at=0.0, num_tokens=512)
+    assert stamp.overdue(79.0, step_limit_s=10.0) == ""
+    assert "512 tokens has not come back for 80 s" in stamp.overdue(81.0, step_limit_s=10.0)
+    assert Stamp(Phase.FORWARD, 0.0, 1).overdue(10.1, 10.0)
+    assert not Stamp(Phase.FORWARD, 0.0, 1).overdue(9.9, 10.0)
+
+
+def test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(max_slots=1) as b:
+        was_told = threading.Event()
+        b.engine.on_dead = was_told.set
+
+        def die(*args: object) -> None:
+            raise MemoryError
+
+        b.gate.hold()
+        replies = [b.submit([3]), b.submit([4])]
+        b.gate.wait_until_held()
+        monkeypatch.setattr(b.engine, "_take_inbox", die)  # both the loop and the ending of everyone use it
+        b.gate.open()
+        assert abandoned(*replies) == ["ENGINE_DEAD"] * 2
+        assert was_told.wait(WAIT_S)
+        assert b.outcomes(*replies) == ["error{ENGINE_DEAD}"] * 2
+        monkeypatch.undo()
+        for sequence in b.engine._scheduler.sequences():  # the slot is lost with the process; the fixture looks
+            b.engine._scheduler.remove(sequence)
+        b.engine._inbox.clear()
 
 
 def test_an_idle_engine_lives() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.engine.engine.IDLE_TICK_S", 0.01)
         with bench() as b:
-            beat_at = b.engine.beat_at
-            wait_until(lambda: b.engine.beat_at > beat_at)
+            stamp = b.engine.stamp
+            wait_until(lambda: b.engine.stamp.at > stamp.at)
             assert b.engine.liveness() == ""
 
 

@@ -21,6 +21,7 @@ from worker.engine.sampler import sample
 from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequence import Sequence
 from worker.errors import (
+    DeadlineExceeded,
     EngineDead,
     GenerationFailed,
     InferenceFailed,
@@ -32,6 +33,7 @@ from worker.errors import (
 )
 from worker.events import StopReason, Terminal, Token
 from worker.observe.log import LogLine, Record
+from worker.observe.watchdog import Phase, Stamp, all_stacks, watch
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
 from worker.streams.native import new_lock, start_thread
@@ -79,10 +81,11 @@ class Engine:
         self._records, self.records = open_channel(wakeup, None)
         self._waiter = ThreadWaiter()
         self._inbox: deque[Sequence] = deque()
-        # Guards {is_accepting, _inbox, _num_open}: each submit is wholly before or wholly after a shutdown.
+        # Guards {is_accepting, _inbox, _open}: each submit is wholly before or wholly after a shutdown.
         self._lock = new_lock()
         self._is_accepting = False
-        self._num_open = 0
+        # All that was accepted and has not ended. Whoever closes a stream takes it out; see `abandon`.
+        self._open: set[Sequence] = set()
         self._is_stopping = False
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
@@ -93,19 +96,20 @@ class Engine:
         self.reason = "the model is loading"
         self.progress: LoadingProgress | None = None
         self.started_at = time.monotonic()
-        self.beat_at = self.started_at
+        self.stamp = Stamp(Phase.LOADING, self.started_at)
         self.has_loaded = False
         # Set by who runs the process. The first is polled: gunicorn tells nobody of a SIGTERM. The second is called
-        # last on the generation thread when it has died of a fault.
+        # by the watchdog when the generation thread has died of a fault or is stuck, after every stream has ended.
         self.should_drain: Callable[[], bool] = lambda: False
         self.on_dead: Callable[[], None] = lambda: None
 
     # ---- any thread
 
     def start(self) -> None:
-        """Start the generation thread. It loads the model first."""
+        """Start the generation thread, which loads the model first, and its watchdog."""
         self._done.acquire()
         start_thread(self._main)
+        start_thread(lambda: watch(self))
 
     @property
     def model(self) -> "LoadedModel":
@@ -121,7 +125,7 @@ class Engine:
     @property
     def num_open(self) -> int:
         """Requests accepted and not ended."""
-        return self._num_open
+        return len(self._open)
 
     @property
     def num_running(self) -> int:
@@ -138,12 +142,12 @@ class Engine:
         with self._lock:
             if not self._is_accepting:
                 raise self._not_ready()
-            if self._num_open >= self._settings.max_streams:
+            if len(self._open) >= self._settings.max_streams:
                 raise Overloaded(
-                    f"{self._num_open} requests are open, which is the limit; try again later",
+                    f"{len(self._open)} requests are open, which is the limit; try again later",
                     retry_after_s=1,
                 )
-            self._num_open += 1
+            self._open.add(sequence)
             self._inbox.append(sequence)
         self._waiter.wake()
 
@@ -171,10 +175,46 @@ class Engine:
         """
         self._is_stopping = True
         self._waiter.wake()
+        return self.wait_ended(timeout_s)
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Wait until the generation thread is gone. A real wait: under gevent it stops the hub, so keep it short."""
         if self._done.acquire(True, timeout_s):
             self._done.release()
             return True
         return False
+
+    def gone(self) -> None:
+        """Everyone has been told; now the process may be replaced."""
+        self.on_dead()
+
+    def abandon(self) -> None:
+        """End every stream from outside, because the generation thread cannot: it is stuck, or died without doing so.
+
+        Thread: any other. Idempotent. Slots and cache are lost with the process; nobody may touch them from here. Does
+        nothing while the engine lives.
+        """
+        reason = self.liveness()
+        if not reason:
+            return
+        with self._lock:
+            is_stalled = self.state is not EngineState.DEAD
+            self._is_accepting = False
+            self.state, self.reason = EngineState.DEAD, reason
+            left = tuple(self._open)
+        self._is_stopping = True  # should the step come back after all
+        if is_stalled:
+            self._log(logging.CRITICAL, reason)
+        error: GenerationFailed = EngineDead("the generation thread has died; the server is being replaced")
+        if is_stalled:
+            error = DeadlineExceeded("the model has stopped answering; the server is being replaced", "STALLED")
+        for sequence in left:
+            try:
+                self._close(sequence, failure_event(error, sequence.usage))
+            except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
+                self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
+        if is_stalled:
+            self._log(logging.CRITICAL, all_stacks())
 
     def liveness(self) -> str:
         """Why the engine does not live, or an empty string."""
@@ -184,8 +224,7 @@ class Engine:
         if self.state is EngineState.LOADING:
             limit_s = self._settings.load_timeout_s
             return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
-        limit_s = self._settings.step_limit_s
-        return f"a step has not come back for {limit_s:g} s" if now - self.beat_at > limit_s else ""
+        return self.stamp.overdue(now, self._settings.step_limit_s)
 
     def _check_ready(self) -> None:
         if self.state is not EngineState.READY:
@@ -197,49 +236,59 @@ class Engine:
     # ---- the generation thread
 
     def _main(self) -> None:
-        has_died = False
         try:
             self._model = self._load(self._settings, self._report_progress)
             self.has_loaded = True
             self._become_ready()
             self._loop()
-            with self._lock:  # a submit that comes later than this is refused, one that came before is ended
-                self._is_accepting = False
-                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
+            self._stop_accepting()  # a submit that comes later than this is refused, one that came before is ended
             self._end_everyone(ShuttingDown("the server is shutting down"))
         except BaseException as error:  # law 7: a fault of the loop ends everyone, with a code
-            has_died = True
             self._die(error)
         finally:
             self._model = None  # frees the tensors on this thread
-            self._records.close(None)
+            self._begin(Phase.ENDED)
+            if self.state is not EngineState.DEAD:  # else the watchdog may have something to say yet
+                self._records.close(None)
             self._done.release()
-        if has_died:
-            self.on_dead()
+
+    def _stop_accepting(self) -> None:
+        with self._lock:
+            self._is_accepting = False
+            if self.state is not EngineState.DEAD:
+                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
+
+    def _begin(self, phase: Phase, num_tokens: int = 0) -> float:
+        """Tell the watchdog what comes now. Returns the time."""
+        now = time.monotonic()
+        self.stamp = Stamp(phase, now, num_tokens)
+        return now
 
     def _report_progress(self, progress: "LoadingProgress") -> None:
         self.progress = progress
-        self.beat_at = time.monotonic()
 
     def _become_ready(self) -> None:
         assert self._model is not None
         with self._lock:
-            self.beat_at = time.monotonic()
+            if self.state is EngineState.DEAD:  # given up already
+                return
+            now = self._begin(Phase.SCHEDULING)
             self.state, self.reason = EngineState.READY, ""
             self._is_accepting = True
-        self._log(logging.INFO, f"ready after {self.beat_at - self.started_at:.1f} s: {self._model.description}")
+        self._log(logging.INFO, f"ready after {now - self.started_at:.1f} s: {self._model.description}")
 
     def _loop(self) -> None:
         while not self._is_stopping:
             self._waiter.arm()
-            self.beat_at = time.monotonic()
+            now = self._begin(Phase.SCHEDULING)
             self._take_inbox()
-            self._end_unwanted(self.beat_at)
-            self._drain_if_asked(self.beat_at)
+            self._end_unwanted(now)
+            self._drain_if_asked(now)
             rows = self._scheduler.schedule()
             if rows:
                 self._step(rows)
             else:
+                self._begin(Phase.IDLE)
                 self._waiter.wait(IDLE_TICK_S)
 
     def _take_inbox(self) -> None:
@@ -277,21 +326,22 @@ class Engine:
         if self._drain_limit_s is None:
             return
         if self._drain_at is None:
-            with self._lock:
-                self._is_accepting = False
-                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
+            self._stop_accepting()
             self._drain_at = now
-            self._log(logging.INFO, f"draining {self._num_open} requests for up to {self._drain_limit_s:g} s")
-        if now - self._drain_at >= self._drain_limit_s and self._num_open:
+            self._log(logging.INFO, f"draining {self.num_open} requests for up to {self._drain_limit_s:g} s")
+        if now - self._drain_at >= self._drain_limit_s and self._open:
             self._end_everyone(ShuttingDown("the server is shutting down"))
 
     def _step(self, rows: list[Row]) -> None:
         assert self._model is not None
         self._narrate_starts(rows)
+        num_tokens = sum(len(row.token_ids) for row in rows)
         try:
+            self._begin(Phase.FORWARD, num_tokens)
             sampled, logits = self._model.runner.forward(rows)
             for row in rows:
                 self._scheduler.computed(row)
+            self._begin(Phase.SAMPLING, num_tokens)  # on a GPU this is where the forward pass is waited for
             tokens = sample(logits, [row.sequence for row in sampled]) if sampled else None
         except torch.OutOfMemoryError:
             self._fail_rows(rows, OutOfMemory("the device has no memory left for this step"))
@@ -299,9 +349,9 @@ class Engine:
         except Exception as error:  # whatever a model's code raises ends this step's rows, not the engine
             self._fail_rows(rows, self._fault(error))
             return
-        if tokens is None:
+        if tokens is None or self._is_stopping:  # a step that came back too late has nobody to deliver to
             return
-        now = time.monotonic()
+        now = self._begin(Phase.DELIVERING)
         for i, row in enumerate(sampled):
             try:
                 if i in tokens.failures:
@@ -366,13 +416,19 @@ class Engine:
     def _finish(self, sequence: Sequence, terminal: Terminal) -> None:
         """End a sequence: slot free, channel closed, outcome noted. Each exactly once."""
         self._scheduler.remove(sequence)
+        self._close(sequence, terminal, self._vram_bytes())
+
+    def _close(self, sequence: Sequence, terminal: Terminal, vram_bytes: int = 0) -> None:
+        """Close a stream and note its outcome. Any thread: who takes it out of `_open` does both, nobody else any."""
         with self._lock:
-            self._num_open -= 1
+            if sequence not in self._open:
+                return
+            self._open.remove(sequence)
         outcome = outcome_of(sequence, terminal)
         try:
-            sequence.sender.send(metrics_event(sequence, outcome, self._vram_bytes()))
+            sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))
         except (ChannelBroken, ChannelClosed):
-            pass  # the reader is gone, or was told another ending from outside
+            pass  # the reader is gone, or has been told another ending
         finally:
             sequence.sender.close(terminal)
             if sequence.narrator is not None:
@@ -389,7 +445,7 @@ class Engine:
             try:
                 self._fail(sequence, error)
             except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
-                sequence.sender.close(failure_event(error, sequence.usage))
+                self._close(sequence, failure_event(error, sequence.usage))
                 self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
 
     def _die(self, error: BaseException) -> None:
@@ -401,7 +457,10 @@ class Engine:
         self._log(logging.CRITICAL, self.reason)
         if not is_expected:
             self._log(logging.CRITICAL, "".join(traceback.format_exception(error)))
-        self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+        try:
+            self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+        except BaseException as fault:  # the watchdog ends those who are left
+            self._log(logging.CRITICAL, "".join(traceback.format_exception(fault)))
 
     def _narrate_starts(self, rows: list[Row]) -> None:
         for row in rows:

@@ -15,7 +15,7 @@ from flask import Response, g, request
 
 from worker.engine.endings import failure_event
 from worker.engine.engine import Engine
-from worker.errors import EngineDead, InferenceFailed, Overloaded
+from worker.errors import InferenceFailed, Overloaded
 from worker.events import Event
 from worker.jobs import JobReader
 from worker.streams.native import new_lock
@@ -59,9 +59,7 @@ def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_a
             raise ConnectionResetError(errno.ECONNRESET, "the client has left")
         if not batch:
             if reader.job.ended_at is None:  # else the client came back with the number of the terminal event
-                reason = engine.liveness()
-                if reason:  # the thread that would have ended this stream does not answer
-                    reader.job.fail(EngineDead(reason))
+                engine.abandon()  # nothing while it lives; should the watchdog be gone too, the stream ends here
                 yield PING
             continue
         try:
@@ -176,6 +174,6 @@ def collect(reader: JobReader, engine: Engine, keep_alive_s: float) -> list[Even
     while not (reader.is_done or reader.is_closed):
         batch = reader.read(keep_alive_s)
         events += [event for _, event in batch]
-        if not batch and not reader.is_done and (reason := engine.liveness()):
-            reader.job.fail(EngineDead(reason))
+        if not batch and not reader.is_done:
+            engine.abandon()  # as in `stream_job`
     return events

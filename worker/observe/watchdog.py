@@ -1,0 +1,80 @@
+"""Notices that the generation thread does not come back or is gone, and sees that every stream ends all the same.
+
+A real thread of its own: the one that it watches may be stuck in a kernel for ever, and the hub may be busy. It can do
+nothing while another thread keeps the GIL; then gunicorn's heartbeat, which needs the GIL too, gets the process killed.
+"""
+
+import sys
+import traceback
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+# How late a stall may be noticed. The end of the thread is noticed at once: the watchdog waits for it.
+TICK_S = 0.05
+# A step with more tokens than this may take longer in proportion: a long prefill is no stall.
+TOKENS_PER_LIMIT = 64
+
+
+class Phase(StrEnum):
+    """What the generation thread is doing."""
+
+    LOADING = "loading the model"
+    IDLE = "waiting for work"
+    SCHEDULING = "scheduling"
+    FORWARD = "the model's forward pass"
+    SAMPLING = "sampling"
+    DELIVERING = "delivering tokens"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the generation thread began last, and when (monotonic). One assignment, so any thread may read it."""
+
+    phase: Phase
+    at: float
+    num_tokens: int = 0
+
+    def overdue(self, now: float, step_limit_s: float) -> str:
+        """Why this phase counts as stuck, or an empty string.
+
+        Args:
+            now: Monotonic seconds.
+            step_limit_s: How long a phase of up to TOKENS_PER_LIMIT tokens may take.
+        """
+        if self.phase in (Phase.LOADING, Phase.ENDED):  # the one has its own limit, the other is no wait
+            return ""
+        limit_s = step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)
+        if now - self.at <= limit_s:
+            return ""
+        tokens = f" of {self.num_tokens} tokens" if self.num_tokens else ""
+        return f"a step{tokens} has not come back for {limit_s:g} s; it is in: {self.phase.value}"
+
+
+class Watched(Protocol):
+    """What the watchdog needs of an engine."""
+
+    def wait_ended(self, timeout_s: float) -> bool: ...
+    def liveness(self) -> str: ...
+    def abandon(self) -> None: ...
+    def gone(self) -> None: ...
+
+
+def watch(engine: Watched) -> None:
+    """Wait for the generation thread's end or its stall, and clean up behind it. Thread: a native one of its own."""
+    while not engine.wait_ended(TICK_S):
+        if engine.liveness():
+            break
+    if engine.liveness():
+        try:
+            engine.abandon()
+        finally:
+            engine.gone()
+
+
+def all_stacks() -> str:
+    """Where every thread of this process is. Of greenlets it shows the one that runs."""
+    # No names: `threading.enumerate` takes a lock that gevent has patched.
+    stacks = (f"thread {i}\n{''.join(traceback.format_stack(frame))}" for i, frame in sys._current_frames().items())
+    return "stacks of all threads\n" + "\n".join(stacks)
