@@ -1,5 +1,6 @@
 """The process model. `gunicorn -c gunicorn.conf.py wsgi:app`; docs/design.md says why it is like this."""
 
+import math
 import os
 import sys
 from typing import Any
@@ -16,11 +17,16 @@ except SettingsError as error:
 bind = f"{settings.host}:{settings.port}"
 workers = 1  # the model is loaded once per process
 preload_app = False  # threads do not survive a fork
-worker_class = {"gevent": "gevent", "gthread": "worker.web.gthread_worker.EndstopThreadWorker"}[settings.worker_class]
+worker_class = {
+    "gevent": "worker.web.gevent_worker.EndstopGeventWorker",
+    "gthread": "worker.web.gthread_worker.EndstopThreadWorker",
+}[settings.worker_class]
 threads = settings.max_streams + 16  # gthread: a thread per open stream, and some for /health
 worker_connections = max(1000, 2 * settings.max_streams)
 timeout = 60  # of the worker's heartbeat; not of a request
-graceful_timeout = int(settings.drain_s) + 5
+# Behind the drain: a second until the worker notices, two for idle connections, some for a busy machine. With the
+# default drain it stays below the 30 s that platforms give between SIGTERM and SIGKILL.
+graceful_timeout = math.ceil(settings.drain_s) + process.LEAVE_S
 keepalive = 2  # an idle connection holds up the end of a drain for this long under gevent
 loglevel = settings.log_level
 accesslog = None  # one line per request comes from the engine, with its outcome
@@ -38,7 +44,17 @@ logconfig_dict = {
 }
 
 
+def on_starting(server: Any) -> None:
+    if server.cfg.graceful_timeout < settings.drain_s + process.LEAVE_S:  # somebody has set it on the command line
+        sys.exit(
+            f"endstop: graceful_timeout={server.cfg.graceful_timeout} leaves no time behind "
+            f"ENDSTOP_DRAIN_S={settings.drain_s:g}; streams would be cut: make it at least "
+            f"{settings.drain_s + process.LEAVE_S:g}, or leave it out"
+        )
+
+
 def when_ready(server: Any) -> None:
+    process.soften_stop(server)
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
     url = f"http://{host}:{settings.port}"
     print(

@@ -1,5 +1,6 @@
 """The life of the process under both worker classes: loading, signals, a dead engine, a model that is not there."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -61,21 +62,75 @@ def test_a_drain_lets_streams_finish_and_accepts_no_other(tmp_path: Path, worker
 
 
 @BOTH
-def test_a_new_client_is_refused_at_once_while_the_server_drains(tmp_path: Path, worker_class: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_the_server_drains_a_new_client_is_told_so(
+    tmp_path: Path, worker_class: str, number: signal.Signals
+) -> None:
+    """Not refused: a probe that cannot connect cannot tell a drain from a crash."""
     with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
         server.allow("pace/20")
         stream.read_until(b'"type":"token"')
-        server.signal(signal.SIGTERM)
-        server.wait_for(lambda: _is_refused(server), "a refused connection")
+        server.signal(number)
+        server.wait_for(lambda: "draining" in server.log(), "the drain")
+        ready, health, refused = server.get("/ready"), server.get("/health"), server.post("/execute", LONG)
+        assert (ready.status_code, ready.json()["state"]) == (503, "DRAINING")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "DRAINING")
+        assert {"Retry-After"} <= ready.headers.keys() & refused.headers.keys()
+        assert health.status_code == 200
+        assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        assert server.wait_exit() == 0
+
+
+@BOTH
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_ends_the_drain(
+    tmp_path: Path, worker_class: str, numbers: tuple[signal.Signals, signal.Signals]
+) -> None:
+    with running_server(tmp_path, worker_class, env={"ENDSTOP_DRAIN_S": "300"}) as server:
+        with RawStream(server, "POST", "/execute", LONG) as stream:
+            server.allow("pace/1000")
+            stream.read_until(b'"type":"token"')
+            server.signal(numbers[0])
+            server.wait_for(lambda: "draining" in server.log(), "the drain")
+            server.signal(numbers[1])
+            assert assert_ended_once(stream.read_all())["code"] == "SHUTTING_DOWN"
+        assert server.wait_exit() == 0
+
+
+@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("when", ["importing", "loading"])
+def test_a_signal_while_it_starts_ends_it_at_once(
+    tmp_path: Path, worker_class: str, number: signal.Signals, when: str
+) -> None:
+    env = {"GATED_LOAD_S": "300"}
+    with running_server(tmp_path, worker_class, wait=False, env=env) as server:
+        if when == "importing":
+            server.wait_for(lambda: "importing torch" in server.log(), "the start of the worker")
+        else:
+            _wait_for_first_answer(server)
+        began = time.monotonic()
+        server.signal(number)
+        assert server.wait_exit() == 0
+        assert time.monotonic() - began < 20, "gunicorn had to kill it"
+
+
+def test_a_worker_that_is_told_alone_closes_its_door(tmp_path: Path) -> None:
+    """Another one takes its place: new clients are that one's."""
+    with running_server(tmp_path, "gthread") as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        server.allow("pace/20")
+        stream.read_until(b'"type":"token"')
+        for child in children_of(server):
+            os.kill(child, signal.SIGTERM)
+        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
 
 
-def _is_refused(server: Server) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
-    except ConnectionRefusedError:
-        return True
-    return False
+def test_a_graceful_timeout_that_would_cut_streams_is_refused() -> None:
+    result = _start_with("--graceful-timeout", "10")
+    assert result.returncode != 0
+    assert "graceful_timeout=10" in result.stderr
+    assert "make it at least 27" in result.stderr
 
 
 @BOTH
@@ -175,6 +230,12 @@ def test_a_step_that_hangs_ends_everyone_at_once_and_the_worker_is_replaced(tmp_
         assert server.log().count("outcome=error{STALLED}") == 2
 
 
+def children_of(server: Server) -> list[int]:
+    """The worker processes."""
+    pid = server.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _is_ready(server: Server) -> bool:
     try:
         return server.get("/ready").status_code == 200 and server.stats()["steps"] == 0
@@ -188,9 +249,8 @@ def test_a_killed_worker_leaves_the_body_unterminated_and_is_replaced(tmp_path: 
         with RawStream(server, "POST", "/execute", LONG) as stream:
             server.allow(1)
             stream.read_until(b'"t":"a"')
-            children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-            for child in children:
-                subprocess.run(["kill", "-KILL", child], check=True)
+            for child in children_of(server):
+                os.kill(child, signal.SIGKILL)
             stream.read_all()
             assert stream.is_eof
             assert not stream.is_complete
@@ -210,9 +270,9 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
     assert "ENDSTOP_MAX_SLOTS" in result.stderr
 
 
-def _start_with(**env: str) -> "subprocess.CompletedProcess[str]":
+def _start_with(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"],
+        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", *arguments, "wsgi:app"],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "PORT": str(free_port()), **env},
         capture_output=True,

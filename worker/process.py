@@ -5,6 +5,7 @@ The engine lives in the worker process, made after the fork: threads do not surv
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -27,10 +28,42 @@ DIED_LINGER_S = 1.0
 
 STREAM_END_S = 1.5
 JOIN_S = 2.0
+# From the end of a drain to the end of the process. gunicorn kills what is later.
+LEAVE_S = 7
+
+
+def soften_stop(arbiter: Any) -> None:
+    """In the arbiter: SIGINT drains as SIGTERM does, a second one of either ends the drain, and workers know it.
+
+    By default SIGINT cuts off whoever is being served and a second SIGTERM does nothing.
+    """
+    stop, is_stopping = arbiter.stop, False
+
+    def say_and_stop(graceful: bool = True) -> None:
+        if graceful:
+            arbiter.kill_workers(signal.SIGUSR2)  # see worker.web.draining
+        stop(graceful)
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal is_stopping
+        # `Arbiter.stop` looks for SIGQUIT while it waits: streams are then ended at once.
+        arbiter.SIG_QUEUE.put_nowait(signal.SIGQUIT if is_stopping else number)
+        is_stopping = True
+
+    arbiter.stop = say_and_stop
+    arbiter.handle_int = arbiter.handle_term
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
 
 
 def prepare(settings: Settings, listeners: list[Any]) -> None:
     """In the new worker process, before gevent patches anything."""
+    # gunicorn installs its own handlers later. Until then this process has the arbiter's, which would take a signal
+    # to leave for one to the arbiter and do nothing.
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, lambda *_: os._exit(0))  # nothing is served yet
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     # gevent warns that ssl was imported before it patches, and its search for locks touches deprecated names of torch.
     # Both are so by design: no TLS is spoken under gevent here (engine/download.py), and locks are to stay real.
     warnings.filterwarnings("ignore", message="Monkey-patching ssl after ssl", category=RuntimeWarning)
@@ -62,15 +95,24 @@ def started(app: Any, worker: Any) -> None:
     engine.on_dead = exit_when_dead
     if engine.state == "DEAD":  # it died before it could be told what to do then
         threading.Thread(target=exit_when_dead, daemon=True).start()
-    engine.should_drain = lambda: not worker.alive  # SIGTERM calls no hook: the engine has to look
+    engine.should_drain = lambda: worker.is_leaving
     threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
 
 
+def has_drained(app: Any) -> bool:
+    """Whether a worker that drains has nothing left to wait for."""
+    shared = app.extensions["endstop"]
+    drain_at = shared.engine.drain_at
+    if drain_at is not None and time.monotonic() - drain_at > shared.settings.drain_s + STREAM_END_S:
+        return True  # what is open still has a client that does not read
+    return bool(shared.engine.num_open == 0 and shared.streams.num_open == 0)
+
+
 def interrupted(app: Any) -> None:
-    """SIGINT or SIGQUIT: gunicorn exits in 0.1 s, so the streams are ended now."""
+    """SIGQUIT: gunicorn exits in 0.1 s, so the streams are ended now."""
     _end_streams(app, STREAM_END_S)
 
 

@@ -88,7 +88,7 @@ class Engine:
         self._open: set[Sequence] = set()
         self._is_stopping = False
         self._drain_limit_s: float | None = None
-        self._drain_at: float | None = None
+        self.drain_at: float | None = None  # monotonic, when the drain began
         self._deadlines_at = 0.0
         self._done = new_lock()
         self._model: LoadedModel | None = None
@@ -325,11 +325,11 @@ class Engine:
             self._drain_limit_s = self._settings.drain_s
         if self._drain_limit_s is None:
             return
-        if self._drain_at is None:
+        if self.drain_at is None:
             self._stop_accepting()
-            self._drain_at = now
+            self.drain_at = now
             self._log(logging.INFO, f"draining {self.num_open} requests for up to {self._drain_limit_s:g} s")
-        if now - self._drain_at >= self._drain_limit_s and self._open:
+        if now - self.drain_at >= self._drain_limit_s and self._open:
             self._end_everyone(ShuttingDown("the server is shutting down"))
 
     def _step(self, rows: list[Row]) -> None:

@@ -1,0 +1,51 @@
+"""How a gunicorn worker leaves: the part that both worker classes share.
+
+gunicorn closes a leaving worker's door first and lets what is inside run on. That is right when another worker takes
+over (SIGHUP, a replaced worker). When the whole server goes away it would turn every probe and every late client into
+a refused connection, so then the door stays open and says 503 with a Retry-After until the last stream has ended.
+The arbiter tells the two apart (`worker.process.soften_stop`): it sends SIGUSR2 ahead of the SIGTERM that means both.
+tests/test_process.py shows both.
+"""
+
+import signal
+from typing import Any
+
+from gunicorn.workers.base import Worker
+
+from worker import process
+
+
+class DrainingWorker(Worker):  # type: ignore[misc]
+    """Drains before it closes the door, if the server is stopping."""
+
+    is_server_stopping = False
+    is_draining = False
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether no new work is to be accepted. gunicorn calls no hook on SIGTERM: the engine polls this."""
+        return self.is_draining or not self.alive
+
+    def init_signals(self) -> None:
+        """Install the handlers."""
+        super().init_signals()
+        signal.signal(signal.SIGUSR2, self.handle_server_stopping)
+        # Ctrl-C in a terminal reaches every process of the group. The arbiter is the one that decides what it means.
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+    def handle_server_stopping(self, sig: int, frame: Any) -> None:
+        """The next SIGTERM will be for the whole server."""
+        self.is_server_stopping = True
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM."""
+        if self.is_server_stopping and self.wsgi is not None:
+            self.is_draining = True
+        else:
+            super().handle_exit(sig, frame)
+
+    def notify(self) -> None:
+        """Called about once a second by the loop of either class."""
+        super().notify()
+        if self.is_draining and self.alive and process.has_drained(self.wsgi):
+            super().handle_exit(signal.SIGTERM, None)
