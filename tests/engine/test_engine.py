@@ -437,24 +437,84 @@ def test_a_stream_that_was_ended_from_outside_can_be_cancelled_and_overdue(when:
     ],
 )
 @pytest.mark.parametrize("at_step", [1, 2, 4])
-def test_a_fault_of_a_step_ends_its_rows_and_the_engine_goes_on(error: Exception, expected: str, at_step: int) -> None:
-    with bench(max_slots=2) as b:
-        later_alone = b.alone([5], max_tokens=9)
+def test_a_fault_of_a_row_ends_that_row_alone(error: Exception, expected: str, at_step: int) -> None:
+    """Which row it is nobody says: it fails with whoever is computed together with it."""
+    with bench(max_slots=4) as b:
+        alone = {n: b.alone([n], max_tokens=9) for n in (3, 4, 6, 7)}
         first_step = b.gate.num_arrived
 
         def fail(number: int, rows: list[Row]) -> None:
-            if number == first_step + at_step:
+            if number >= first_step + at_step and any(row.sequence.prompt_ids == [5] for row in rows):
                 raise error
 
         b.runner.before_step = fail
-        *of_the_step, later = b.submit_together([[3], [4], [5]], max_tokens=9)  # the third is queued
-        assert [code(reply) for reply in of_the_step] == [expected] * 2
-        assert [reply.sequence.usage for reply in of_the_step] == [Usage(1, at_step - 1)] * 2
-        assert stop_reason(later) is StopReason.MAX_TOKENS
-        assert later.sequence.output_ids == later_alone
+        at_fault, *others = b.submit_together([[5], [3], [4], [6], [7]], max_tokens=9)  # the last is queued
+        assert code(at_fault) == expected
+        assert at_fault.sequence.usage == Usage(1, at_step - 1)
+        assert [stop_reason(reply) for reply in others] == [StopReason.MAX_TOKENS] * 4
+        assert {reply.sequence.prompt_ids[0]: reply.sequence.output_ids for reply in others} == alone
         assert b.engine.state is EngineState.READY
-        assert sorted(b.runner.scrubbed) == [0, 1]
-        assert b.outcomes(*of_the_step) == [f"error{{{expected}}}"] * 2
+        assert b.runner.scrubbed == [0]
+        assert b.outcomes(at_fault) == [f"error{{{expected}}}"]
+
+
+def test_a_step_too_large_for_the_memory_is_computed_in_parts() -> None:
+    with bench(max_slots=8) as b:
+        alone = [b.alone([n], max_tokens=9) for n in range(3, 11)]
+
+        def fail(number: int, rows: list[Row]) -> None:
+            if len(rows) > 3:
+                raise torch.OutOfMemoryError("no memory")
+
+        b.runner.before_step = fail
+        replies = b.submit_together([[n] for n in range(3, 11)], max_tokens=9)
+        assert [stop_reason(reply) for reply in replies] == [StopReason.MAX_TOKENS] * 8
+        assert [reply.sequence.output_ids for reply in replies] == alone
+
+
+def test_a_fault_that_happens_once_costs_nobody_a_token() -> None:
+    with bench(max_slots=2) as b:
+        alone = [b.alone([n], max_tokens=9, temperature=1.0, seed=n) for n in (3, 4)]
+        at_step = b.gate.num_arrived + 3
+
+        def fail(number: int, rows: list[Row]) -> None:
+            if number == at_step:
+                raise RuntimeError("once")
+
+        b.runner.before_step = fail
+        b.gate.hold()
+        replies = [b.submit([n], max_tokens=9, temperature=1.0, seed=n) for n in (3, 4)]
+        b.gate.open()
+        assert [stop_reason(reply) for reply in replies] == [StopReason.MAX_TOKENS] * 2
+        assert [reply.sequence.output_ids for reply in replies] == alone
+
+
+def test_a_runner_that_cannot_compute_rows_again_is_given_them_one_by_one() -> None:
+    runner = ScriptedRunner()
+    runner.is_packed = False
+    sizes: list[int] = []
+    runner.before_step = lambda number, rows: sizes.append(len(rows))
+    with bench(runner, max_slots=4) as b:
+        replies = b.submit_together([[3], [4], [5]])
+        assert [stop_reason(reply) for reply in replies] == [StopReason.MAX_TOKENS] * 3
+    assert set(sizes) == {1}
+
+
+def test_a_lost_device_ends_everyone_and_the_process() -> None:
+    """After a CUDA error everything that is tried on the device fails: to go on would fail every request to come."""
+    with bench(max_slots=1) as b:
+        was_told = threading.Event()
+        b.engine.on_dead = was_told.set
+
+        def fail(number: int, rows: list[Row]) -> None:
+            raise torch.AcceleratorError("device-side assert triggered")
+
+        b.gate.hold()
+        replies = [b.submit([3]), b.submit([4])]
+        b.runner.before_step = fail
+        b.gate.open()
+        assert [code(reply) for reply in replies] == ["ENGINE_DEAD"] * 2
+        assert was_told.wait(WAIT_S)
 
 
 def test_every_step_may_fail_and_requests_still_end() -> None:

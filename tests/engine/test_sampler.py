@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.engine.sampler import SampledTokens, sample
+from worker.engine.sampler import _DRAWS, SampledTokens, sample
 from worker.errors import InferenceFailed
 from worker.request import SamplingParams
 
@@ -327,3 +327,44 @@ def test_one_bad_number_fails_its_row_alone(bad: float) -> None:
 @pytest.mark.parametrize("top_k", [8, 9, 2**31, 2**63 - 1])
 def test_a_top_k_above_the_vocabulary_is_off(top_k: int) -> None:
     assert shares(torch.zeros(8), params(top_k=top_k)).tolist() == [0.125] * 8
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(torch.OutOfMemoryError("no memory"), "VRAM_OOM"), (ValueError("bug"), "INFERENCE_FAILED")]
+)
+def test_a_draw_that_fails_fails_its_own_row_and_the_others_keep_their_random_numbers(
+    error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.linspace(0, 1, 50).repeat(4, 1)
+
+    def rows() -> list[FakeRow]:
+        return [FakeRow(params(temperature=1.0 + i), rng=random.Random(i)) for i in range(4)]
+
+    expected, after = draw(logits, *rows()).token_ids, [random.Random(i) for i in range(4)]
+    plain = _DRAWS["plain"]
+
+    def fails_for_the_third(logits: Tensor, chosen: list[SamplingParams], points: list[float]) -> Tensor:
+        if any(one.temperature == 3.0 for one in chosen):
+            raise error
+        return plain(logits, chosen, points)
+
+    monkeypatch.setitem(_DRAWS, "plain", fails_for_the_third)
+    drawn = rows()
+    sampled = draw(logits, *drawn)
+    assert {i: failure.code for i, failure in sampled.failures.items()} == {2: code}
+    assert [sampled.token_ids[i] for i in (0, 1, 3)] == [expected[i] for i in (0, 1, 3)]
+    for row, twin in zip(drawn, after, strict=True):
+        twin.random()
+        assert row.rng.random() == twin.random(), "exactly one number was taken"
+
+
+def test_a_penalty_that_fails_fails_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Counter[int]):
+        def __bool__(self) -> bool:
+            raise ValueError("bug")
+
+    rows = [FakeRow(params(temperature=0.0, presence_penalty=1.0), output_counts=Broken()), FakeRow(params())]
+    assert list(draw(torch.zeros(2, 9), *rows).failures) == [0]

@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class GatedRunner:
     """A real runner whose steps wait at a gate."""
 
+    is_packed = True
+
     def __init__(self, runner: ModelRunner) -> None:
         self.gate = Gate()
         self._runner = runner

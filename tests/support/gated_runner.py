@@ -14,6 +14,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class GatedRunner:
     """Every row's next token is the next letter of the alphabet, when the gate lets the step through."""
 
+    is_packed = True
+
     def __init__(self) -> None:
         self._letter_ids: list[int] = []
         self._gate = new_lock()

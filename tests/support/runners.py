@@ -70,6 +70,8 @@ class ScriptedRunner:
         scrubbed: The slots that were cleared.
     """
 
+    is_packed = True
+
     def __init__(self, answers: dict[int, list[int]] | None = None) -> None:
         self.gate = Gate()
         self.answers = answers or {}

@@ -333,8 +333,30 @@ class Engine:
             self._end_everyone(ShuttingDown("the server is shutting down"))
 
     def _step(self, rows: list[Row]) -> None:
+        """Compute rows together; where that fails, in ever smaller groups, until the rows at fault stand alone."""
         assert self._model is not None
         self._narrate_starts(rows)
+        groups = [rows] if self._model.runner.is_packed else [[row] for row in rows]
+        while groups:
+            group = groups.pop()
+            error = self._compute(group)
+            if error is None:
+                continue
+            if len(group) == 1:
+                self._fail(group[0].sequence, error)
+            else:
+                # What a row writes to the cache it writes again: its tokens and their places are the same.
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
+
+    def _compute(self, rows: list[Row]) -> GenerationFailed | None:
+        """One forward pass, and the next token of each row that is past its prompt.
+
+        Returns:
+            Why nothing was computed, or None. Not an exception: its traceback would keep the tensors of the failed
+            forward pass alive while a smaller one is tried.
+        """
+        assert self._model is not None
         num_tokens = sum(len(row.token_ids) for row in rows)
         try:
             self._begin(Phase.FORWARD, num_tokens)
@@ -344,13 +366,13 @@ class Engine:
             self._begin(Phase.SAMPLING, num_tokens)  # on a GPU this is where the forward pass is waited for
             tokens = sample(logits, [row.sequence for row in sampled]) if sampled else None
         except torch.OutOfMemoryError:
-            self._fail_rows(rows, OutOfMemory("the device has no memory left for this step"))
-            return
-        except Exception as error:  # whatever a model's code raises ends this step's rows, not the engine
-            self._fail_rows(rows, self._fault(error))
-            return
+            return OutOfMemory("the device has no memory left for this step")
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process: nothing that comes after it would succeed
+        except Exception as error:  # whatever a model's code raises must not end the engine
+            return self._fault(error)
         if tokens is None or self._is_stopping:  # a step that came back too late has nobody to deliver to
-            return
+            return None
         now = self._begin(Phase.DELIVERING)
         for i, row in enumerate(sampled):
             try:
@@ -365,6 +387,7 @@ class Engine:
                 self._fail(row.sequence, EngineDead("the stream was ended from outside"))
             except Exception as error:  # a detokenizer that raises, say: this row's own fault
                 self._fail(row.sequence, self._fault(error))
+        return None
 
     def _advance(self, sequence: Sequence, token_id: int, now: float) -> None:
         """Give a sequence its next token, and its reader what has become decidable."""
@@ -403,10 +426,6 @@ class Engine:
                 self._model.runner.scrub(sequence.slot, sequence.num_tokens)
         finally:
             self._finish(sequence, terminal)
-
-    def _fail_rows(self, rows: list[Row], error: GenerationFailed) -> None:
-        for row in rows:
-            self._fail(row.sequence, error)
 
     def _fault(self, error: Exception) -> InferenceFailed:
         """Translate a fault for the client, who gets its kind, and for the log, which gets all of it."""

@@ -21,7 +21,14 @@ from worker.errors import ModelLoadError
 
 
 class ModelRunner(Protocol):
-    """Computes steps. Holds the KV cache."""
+    """Computes steps. Holds the KV cache.
+
+    Attributes:
+        is_packed: Whether rows are computed together, and may be computed again when that has failed. If not, they
+            are given one by one.
+    """
+
+    is_packed: bool
 
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         """Compute the rows' tokens into the cache.
@@ -40,6 +47,8 @@ _runner_numbers = itertools.count()
 
 class PackedRunner:
     """All rows in one forward. One runner per model: it changes the model's attention implementation."""
+
+    is_packed = True
 
     def __init__(self, model: Any, num_slots: int, max_context: int) -> None:
         self._model = model
@@ -84,6 +93,8 @@ class PackedRunner:
 
 class FallbackRunner:
     """Row by row with the model's own cache: slower, and right for any causal model that `generate` can run."""
+
+    is_packed = False  # a cache that has grown by half of a failed forward cannot be wound back
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.errors import InferenceFailed
+from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
 from worker.request import SamplingParams
 
 
@@ -32,7 +32,7 @@ class SampledTokens:
     """One entry per row: its token id, or why it has none."""
 
     token_ids: list[int]
-    failures: dict[int, InferenceFailed]
+    failures: dict[int, GenerationFailed]
 
 
 @torch.inference_mode()  # the model made the logits in it, and only in it may they be written to
@@ -44,14 +44,14 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         rows: Parameters and state, one per row, validated at submit.
 
     Returns:
-        Token ids, and for each row whose logits are not usable an InferenceFailed instead.
+        Token ids, and for each row that could not be drawn the reason instead.
 
     Thread: generation thread only.
     """
     logits = logits.float()
     # A NaN or +inf anywhere makes the row's maximum not finite, and a row of nothing but -inf has no maximum.
     is_usable = logits.amax(dim=-1).isfinite().tolist()
-    failures = {
+    failures: dict[int, GenerationFailed] = {
         i: InferenceFailed("the model gave no usable logits for the next token")
         for i in range(len(rows))
         if not is_usable[i]
@@ -60,23 +60,38 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)
     for i, row in enumerate(rows):
         if _is_penalised(row.params):
-            # An extreme penalty may overflow, and inf - inf is no number.
-            logits[i] = _penalise(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
+            try:
+                # An extreme penalty may overflow, and inf - inf is no number.
+                logits[i] = _penalise(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
+            except Exception as error:  # this row's own fault
+                failures[i] = _failure(error)
 
-    token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    token_ids = [0] * len(rows)
+    points = [0.0 if _group(row.params) == "greedy" else row.rng.random() for row in rows]  # once, also if drawn twice
     groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
     for i, row in enumerate(rows):
         groups[_group(row.params)].append(i)
-    if greedy := groups["greedy"]:
-        token_ids[greedy] = logits[greedy].argmax(dim=-1)
-    for name, draw in (("plain", _draw_plain), ("filtered", _draw_filtered)):
-        if members := groups[name]:
-            chosen = [rows[i] for i in members]
-            temperature = _column([row.params.temperature for row in chosen], logits)
-            points = _column([row.rng.random() for row in chosen], logits, torch.float64)
-            below_best = logits[members] - logits[members].amax(dim=-1, keepdim=True)  # at most 0: cannot overflow
-            token_ids[members] = draw(below_best / temperature, [row.params for row in chosen], points)
-    return SampledTokens(token_ids.tolist(), failures)
+    for name, members in groups.items():
+        pending = [members] if members else []
+        for part in pending:  # grows while it is walked
+            params = [rows[i].params for i in part]
+            try:
+                drawn = _DRAWS[name](logits[part], params, [points[i] for i in part]).tolist()
+            except Exception as error:
+                if len(part) > 1:  # whose fault is it? Draw each alone
+                    pending += [[i] for i in part]
+                else:
+                    failures[part[0]] = _failure(error)
+                continue
+            for i, token_id in zip(part, drawn, strict=True):
+                token_ids[i] = token_id
+    return SampledTokens(token_ids, failures)
+
+
+def _failure(error: Exception) -> GenerationFailed:
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory("the device has no memory left to draw the next token")
+    return InferenceFailed(f"the next token could not be drawn ({type(error).__name__})")
 
 
 def _group(params: SamplingParams) -> str:
@@ -115,18 +130,23 @@ def _penalise(logits: Tensor, row: SamplingRow) -> Tensor:
     return logits
 
 
-def _draw_plain(logits: Tensor, params: list[SamplingParams], points: Tensor) -> Tensor:
-    """Draw from the whole distribution. Shapes: (n, vocab), n, (n, 1) -> (n,)."""
-    return _invert(logits.softmax(dim=-1), points)
+def _draw_greedy(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
+    """The likeliest token. Shapes: (n, vocab), n, n -> (n,)."""
+    return logits.argmax(dim=-1)
 
 
-def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: Tensor) -> Tensor:
+def _draw_plain(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
+    """Draw from the whole distribution. Shapes: (n, vocab), n, n -> (n,)."""
+    return _invert(_scale(logits, params).softmax(dim=-1), _column(points, logits, torch.float64))
+
+
+def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
     """Draw after top_k, top_p and min_p, in this order, each on what the one before has left.
 
     Source: the order of transformers' logits processors; nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082.
     """
     # stable: among equal logits the lower id goes first, whatever the batch
-    logits, ids = logits.sort(dim=-1, descending=True, stable=True)
+    logits, ids = _scale(logits, params).sort(dim=-1, descending=True, stable=True)
     vocab_size = logits.shape[-1]
     rank = torch.arange(vocab_size, device=logits.device)
     top_k = _column([min(p.top_k or vocab_size, vocab_size) for p in params], logits, torch.int64)
@@ -135,8 +155,16 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: Tensor)
     # The first token always stays: nothing is before it, and its share is the largest.
     keep = before < _column([p.top_p for p in params], logits, torch.float64)
     keep &= probs >= probs[:, :1] * _column([p.min_p for p in params], logits)
-    chosen = _invert(probs * keep, points)
+    chosen = _invert(probs * keep, _column(points, logits, torch.float64))
     return ids.gather(-1, chosen[:, None])[:, 0]
+
+
+_DRAWS = {"greedy": _draw_greedy, "plain": _draw_plain, "filtered": _draw_filtered}
+
+
+def _scale(logits: Tensor, params: list[SamplingParams]) -> Tensor:
+    below_best = logits - logits.amax(dim=-1, keepdim=True)  # at most 0: the division cannot overflow
+    return below_best / _column([p.temperature for p in params], logits)
 
 
 def _invert(weights: Tensor, points: Tensor) -> Tensor:
