@@ -14,7 +14,7 @@ from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
 from worker.streams.wakeup import new_wakeup
 from worker.web import native, openai, ops, refusals
-from worker.web.context import EXTENSION, Context
+from worker.web.context import EXTENSION, Context, limit_writes
 from worker.web.sse import OpenStreams, close_lost_bodies
 
 logger = logging.getLogger("endstop")
@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     for room in (native, openai, ops):
         app.register_blueprint(room.blueprint)
     refusals.install(app)
+    app.before_request(limit_writes)
     app.teardown_request(close_lost_bodies)
 
     # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker import process
 from worker.errors import SettingsError
+from worker.observe.log import is_news
 from worker.settings import Settings
 
 try:
@@ -35,10 +36,16 @@ logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
+    "filters": {"news": {"()": lambda: is_news}},
     "handlers": {"stderr": {"class": "worker.observe.log.StderrHandler", "formatter": "line"}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {
-        "gunicorn.error": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        "gunicorn.error": {
+            "level": "WARNING",
+            "handlers": ["stderr"],
+            "filters": ["news"],
+            "propagate": False,
+        },
         "endstop": {"level": settings.log_level.upper(), "handlers": ["stderr"], "propagate": False},
     },
 }

@@ -9,6 +9,7 @@
     │   ├── UnknownModel              404    UNKNOWN_MODEL
     │   ├── BodyTimeout               408    BODY_TIMEOUT
     │   ├── BodyTooLarge              413    BODY_TOO_LARGE
+    │   ├── KeyReused                 422    KEY_REUSED
     │   ├── Overloaded                429    OVERLOADED           + Retry-After
     │   └── NotReady                  503    LOADING, DRAINING, DEAD   + Retry-After
     └── GenerationFailed                           after it: a terminal error event with this code
@@ -94,6 +95,13 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "BODY_TOO_LARGE"
+
+
+class KeyReused(RequestError):
+    """An Idempotency-Key came with another request than before."""
+
+    status = 422
+    code = "KEY_REUSED"
 
 
 class Overloaded(RequestError):

@@ -5,6 +5,7 @@ are first read, so that what waits in the channel can still be merged; from then
 any reader can come back for it. Web side: any thread or greenlet.
 """
 
+import hashlib
 import math
 import time
 import uuid
@@ -16,8 +17,8 @@ from typing import Literal
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
-from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
-from worker.events import End, Event, Failure, Started, StopReason, Terminal, Usage, merge_waiting
+from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
+from worker.events import End, Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel, ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -26,6 +27,10 @@ from worker.streams.native import new_lock
 from worker.streams.wakeup import Waiter, Wakeup
 
 OnDisconnect = Literal["cancel", "continue"]
+
+# What an event weighs in a journal besides its text: the object, its numbers, its place in the list. Measured with
+# `sys.getsizeof` on CPython 3.11, rounded up.
+EVENT_BYTES = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Job:
         self.id = started.job_id
         self.on_disconnect = on_disconnect
         self.num_prompt_tokens = len(sequence.prompt_ids)
+        self.num_bytes = 0  # of the journal, about
         self._sequence = weakref.ref(sequence)
         self._receiver = receiver
         self._engine = engine
@@ -132,10 +138,12 @@ class Job:
     def _write_down(self) -> None:
         if self.ended_at is None:
             try:
-                self._journal += self._receiver.take()
+                events: list[Event] = self._receiver.take()
             except EndOfChannel as end:
-                self._journal.append(end.reason)
+                events = [end.reason]
                 self.ended_at = time.monotonic()
+            self._journal += events
+            self.num_bytes += sum(EVENT_BYTES + (len(e.text) if isinstance(e, Token) else 0) for e in events)
 
     def _leave(self, reader: "JobReader") -> None:
         with self._lock:
@@ -197,6 +205,34 @@ class Jobs:
         self._engine = engine
         self._wakeup = wakeup
         self._jobs: dict[str, Job] = {}
+        # Guards _keyed: of two requests with one key that come at the same time, one makes the job.
+        self._keys_lock = new_lock()
+        self._keyed: dict[str, tuple[Job, bytes]] = {}
+
+    def start_once(self, key: str, request: GenerateRequest, on_disconnect: OnDisconnect) -> tuple[Job, bool]:
+        """Admit a request, unless one with this idempotency key has been: then that one's job.
+
+        A request that was refused has used up no key. A key is free again when its job has expired.
+
+        Returns:
+            The job, and whether it was there already.
+
+        Raises:
+            KeyReused: The key belongs to a different request.
+            NotReady, Overloaded, InvalidRequest: As `start`.
+        """
+        digest = hashlib.sha256(request.model_dump_json().encode()).digest()
+        with self._keys_lock:
+            known = self._keyed.get(key)
+            if known is None or known[0].id not in self._jobs:
+                job = self.start(request, on_disconnect)
+                self._keyed[key] = job, digest
+                return job, False
+        if known[1] != digest:
+            raise KeyReused(
+                f"the Idempotency-Key {key!r} belongs to another request; send a new key with a new request"
+            )
+        return known[0], True
 
     def start(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Job:
         """Admit a request and queue it.
@@ -210,9 +246,8 @@ class Jobs:
             Overloaded: Every slot and every place in the queue is taken.
             InvalidRequest: It can never fit, or its deadline is above the server's.
         """
+        self._engine.check_room()  # before the work of encoding
         model = self._engine.model
-        if self._engine.num_open >= self._settings.max_streams:  # before the work of encoding; submit decides
-            raise Overloaded(f"{self._settings.max_streams} requests are open, the limit; try again later", 1)
         deadlines = self._deadlines(request, on_disconnect)
         prompt_ids = self._encode(request)
         max_tokens = self._max_tokens(request, len(prompt_ids), model.max_context)
@@ -263,18 +298,21 @@ class Jobs:
             job.close()
 
     def sweep(self) -> None:
-        """Cancel orphans and forget what ended long ago, and the oldest when too many have ended."""
-        now = time.monotonic()
+        """Cancel orphans; forget what ended long ago, and the oldest of what has ended when it is too much."""
+        now, settings = time.monotonic(), self._settings
         ended = []
-        for job in list(self._jobs.values()):
-            job.expire(now, self._settings.orphan_ttl_s)
+        for job in list(self._jobs.values()):  # dicts keep the order of arrival
+            job.expire(now, settings.orphan_ttl_s)
             if job.ended_at is not None:
-                if now - job.ended_at > self._settings.job_ttl_s:
-                    self.forget(job)
-                else:
-                    ended.append(job)
-        for job in ended[: max(0, len(ended) - self._settings.max_ended_jobs)]:  # dicts keep the order of arrival
-            self.forget(job)
+                ended.append(job)
+        num_jobs, num_bytes = len(ended), sum(job.num_bytes for job in ended)
+        for job in ended:
+            is_old = job.ended_at is not None and now - job.ended_at > settings.job_ttl_s
+            if is_old or num_jobs > settings.max_ended_jobs or num_bytes > settings.max_journal_bytes:
+                self.forget(job)
+                num_jobs, num_bytes = num_jobs - 1, num_bytes - job.num_bytes
+        with self._keys_lock:
+            self._keyed = {key: known for key, known in self._keyed.items() if known[0].id in self._jobs}
 
     def _deadlines(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Deadlines:
         settings = self._settings

@@ -26,6 +26,9 @@ EXIT_DIED = 1
 # After a fault every stream has its terminal event already; this is for the bytes to leave.
 DIED_LINGER_S = 1.0
 
+# Left alone, the kernel takes 4 MB from us before a client that does not read is noticed, for each of them.
+SEND_BUFFER_BYTES = 128 * 1024
+
 STREAM_END_S = 1.5
 JOIN_S = 2.0
 # From the end of a drain to the end of the process. gunicorn kills what is later.
@@ -79,6 +82,7 @@ def prepare(settings: Settings, listeners: list[Any]) -> None:
         timeout_ms = min(int(settings.slow_consumer_s * 2000) + 10_000, 2**31 - 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 def started(app: Any, worker: Any) -> None:
@@ -96,13 +100,14 @@ def started(app: Any, worker: Any) -> None:
     if engine.state == "DEAD":  # it died before it could be told what to do then
         threading.Thread(target=exit_when_dead, daemon=True).start()
     engine.should_drain = lambda: worker.is_leaving
+    worker.has_drained = lambda: _has_drained(app)
     threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
 
 
-def has_drained(app: Any) -> bool:
+def _has_drained(app: Any) -> bool:
     """Whether a worker that drains has nothing left to wait for."""
     shared = app.extensions["endstop"]
     drain_at = shared.engine.drain_at

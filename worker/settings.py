@@ -57,11 +57,16 @@ class Settings:
     # notice, and a 4,000-token prompt needs 8 of them.
     step_tokens: int = _setting(512, "tokens one step computes, prefill and decode together", minimum=16)
     max_queue: int = _setting(128, "requests that may wait for a slot; one more is answered 429", minimum=0)
+    # At 1,000 prompt tokens a second, which two cores reach with a small model, what the queue's time limit allows.
+    max_queue_tokens: int = _setting(
+        65536, "prompt tokens that may wait for a slot; a prompt that comes on top is answered 429", minimum=1
+    )
     max_body_bytes: int = _setting(
         2 * 1024 * 1024, "size of a request body; a larger one is answered 413", minimum=1024
     )
 
-    body_timeout_s: float = _setting(30.0, "between two pieces of a request body; then 408", minimum=0.01)
+    # The largest body in a minute is a third of a megabit per second.
+    body_timeout_s: float = _setting(60.0, "until a request body is there; then 408", minimum=0.01)
 
     # Deadlines, all in seconds. A request lowers the total with `deadline_s`, never raises it.
     queue_timeout_s: float = _setting(60.0, "from acceptance to a slot, then QUEUE_TIMEOUT", minimum=0.01)
@@ -72,10 +77,15 @@ class Settings:
     total_timeout_s: float = _setting(600.0, "from acceptance to the end, then TIMEOUT", minimum=0.01)
     # A stream that nobody has looked at: the response was lost between the route and the socket.
     claim_timeout_s: float = _setting(10.0, "from acceptance until somebody reads the stream", minimum=0.01)
-    slow_consumer_s: float = _setting(60.0, "between two reads by the consumer, then SLOW_CONSUMER", minimum=0.01)
+    slow_consumer_s: float = _setting(
+        60.0, "how long tokens may wait for their reader, then SLOW_CONSUMER; after twice that it is cut", minimum=0.01
+    )
     orphan_ttl_s: float = _setting(60.0, "how long a job without any reader goes on", minimum=0.01)
     job_ttl_s: float = _setting(300.0, "how long an ended job can be read again", minimum=0.0)
     max_ended_jobs: int = _setting(1000, "ended jobs that are kept; the oldest goes first", minimum=0)
+    max_journal_bytes: int = _setting(
+        64 * 1024 * 1024, "memory for the events of ended jobs; the oldest job goes first", minimum=0
+    )
     # Heroku's router cuts a stream after 55 s without a byte, most proxies after 60.
     keep_alive_s: float = _setting(10.0, "between two bytes of an open stream", minimum=0.01, maximum=50.0)
     # A decode step takes milliseconds to a second. Prompts make it longer, and the limit with it.

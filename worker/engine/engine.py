@@ -19,7 +19,8 @@ import torch
 from worker.engine.endings import end_event, failure_event, metrics_event, outcome_of
 from worker.engine.sampler import sample
 from worker.engine.scheduler import Row, Scheduler
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import Sequence, SequenceState
+from worker.engine.service_rate import ServiceRate
 from worker.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -86,6 +87,7 @@ class Engine:
         self._is_accepting = False
         # All that was accepted and has not ended. Whoever closes a stream takes it out; see `abandon`.
         self._open: set[Sequence] = set()
+        self._service_rate = ServiceRate(time.monotonic())
         self._is_stopping = False
         self._drain_limit_s: float | None = None
         self.drain_at: float | None = None  # monotonic, when the drain began
@@ -132,6 +134,15 @@ class Engine:
         """Requests that hold a slot."""
         return len(self._scheduler.running)
 
+    def check_room(self) -> None:
+        """Refuse early what `submit` would refuse, before the work of encoding a prompt.
+
+        Raises:
+            NotReady, Overloaded: As `submit`.
+        """
+        with self._lock:
+            self._check_room(0)
+
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. From here on its channel will be closed, whatever happens.
 
@@ -140,16 +151,28 @@ class Engine:
             Overloaded: Slots and queue are full. The sequence was not taken.
         """
         with self._lock:
-            if not self._is_accepting:
-                raise self._not_ready()
-            if len(self._open) >= self._settings.max_streams:
-                raise Overloaded(
-                    f"{len(self._open)} requests are open, which is the limit; try again later",
-                    retry_after_s=1,
-                )
+            self._check_room(len(sequence.prompt_ids))
             self._open.add(sequence)
             self._inbox.append(sequence)
         self._waiter.wake()
+
+    def _check_room(self, num_prompt_tokens: int) -> None:
+        if not self._is_accepting:
+            raise self._not_ready()
+        settings, num_open, now = self._settings, len(self._open), time.monotonic()
+        if num_open >= settings.max_streams:
+            raise Overloaded(
+                f"{num_open} requests are open, the limit (ENDSTOP_MAX_SLOTS and ENDSTOP_MAX_QUEUE); try again later",
+                self._service_rate.retry_after_s(now, 1 + num_open - settings.max_streams, 0),
+            )
+        num_waiting_tokens = sum(len(s.prompt_ids) for s in self._open if s.state is SequenceState.WAITING)
+        too_many = num_waiting_tokens + max(num_prompt_tokens, 1) - settings.max_queue_tokens
+        if num_waiting_tokens and too_many > 0:  # into an empty queue any prompt may go
+            raise Overloaded(
+                f"prompts of {num_waiting_tokens} tokens wait for a slot, and {settings.max_queue_tokens} may "
+                "(ENDSTOP_MAX_QUEUE_TOKENS); try again later",
+                self._service_rate.retry_after_s(now, 0, too_many),
+            )
 
     def cancel(self, sequence: Sequence, by: str) -> None:
         """Have a sequence ended within one step, wherever it is. Idempotent."""
@@ -443,6 +466,7 @@ class Engine:
             if sequence not in self._open:
                 return
             self._open.remove(sequence)
+        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
         outcome = outcome_of(sequence, terminal)
         try:
             sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))

@@ -66,6 +66,7 @@ class Sequence:
     num_released: int = 0  # tokens whose text has been sent
     first_token_at: float | None = None
     last_token_at: float | None = None
+    longest_gap_s: float | None = None  # between two tokens
 
     # read by the sampler
     output_counts: Counter[int] = field(default_factory=Counter)
@@ -97,8 +98,10 @@ class Sequence:
         """Add a drawn token."""
         self.output_ids.append(token_id)
         self.output_counts[token_id] += 1
-        if self.first_token_at is None:
+        if self.last_token_at is None:
             self.first_token_at = now
+        else:
+            self.longest_gap_s = max(self.longest_gap_s or 0.0, now - self.last_token_at)
         self.last_token_at = now
 
     def overdue(self, now: float) -> GenerationFailed | str | None:

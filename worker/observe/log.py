@@ -28,6 +28,14 @@ class StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """A filter of gunicorn's own log: a client that was cut off for not reading is no error with a traceback.
+
+    The outcome line of its request says it.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
     """A line for the log."""
@@ -51,6 +59,7 @@ class Outcome:
     usage: Usage
     queue_ms: float
     ttft_ms: float | None
+    longest_gap_ms: float | None  # between two tokens; None with fewer than two
     total_ms: float
 
 
@@ -78,15 +87,20 @@ class RecordWriter:
 
     def _write_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.outcome, outcome.detail] += 1
-        ttft = "-" if outcome.ttft_ms is None else f"{outcome.ttft_ms:.0f}"
         logger.info(
-            "request %s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s total_ms=%.0f",
+            "request %s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
+            "longest_gap_ms=%s total_ms=%.0f",
             outcome.request_id,
             outcome.outcome,
             outcome.detail,
             outcome.usage.prompt_tokens,
             outcome.usage.completion_tokens,
             outcome.queue_ms,
-            ttft,
+            _whole(outcome.ttft_ms),
+            _whole(outcome.longest_gap_ms),
             outcome.total_ms,
         )
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"

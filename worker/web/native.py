@@ -6,12 +6,14 @@ from flask import Blueprint, Response, jsonify, request
 
 from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started, Usage
-from worker.jobs import Job, JobReader
+from worker.jobs import Job, JobReader, OnDisconnect
 from worker.request import GenerateRequest
 from worker.web.context import context, read_body
 from worker.web.sse import HEADERS, encode_data, event_stream_response, stream_job
 
 blueprint = Blueprint("native", __name__)
+
+MAX_KEY_CHARACTERS = 255
 
 
 class NativeTranslator:
@@ -75,8 +77,24 @@ def _payload(event: Event) -> dict[str, Any]:
 @blueprint.post("/v1/inference")
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
-    job = context().jobs.start(read_body(GenerateRequest), on_disconnect="continue")
-    return jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream"), 202
+    job, is_known = _start("continue")
+    response = jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream")
+    if is_known:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response, 202
+
+
+def _start(on_disconnect: OnDisconnect) -> tuple[Job, bool]:
+    """The job that the current request asks for, and whether an earlier one has made it."""
+    body, jobs = read_body(GenerateRequest), context().jobs
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return jobs.start(body, on_disconnect), False
+    if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        message = f"must be 1 to {MAX_KEY_CHARACTERS} printable ASCII characters; a UUID is a good one"
+        raise InvalidRequest([FieldError("Idempotency-Key", "format", message)])
+    # Who names a key means to come back: leaving must not cancel what the next try will ask for.
+    return jobs.start_once(key, body, "continue")
 
 
 @blueprint.get("/v1/jobs/<job_id>/stream")
@@ -108,7 +126,8 @@ def cancel_job(job_id: str) -> Response:
 @blueprint.post("/execute")
 def execute() -> Response:
     """Create a job and stream it in one call."""
-    return _stream(context().jobs.start(read_body(GenerateRequest), on_disconnect="cancel").read())
+    job, _ = _start("cancel")
+    return _stream(job.read())
 
 
 def _stream(reader: JobReader) -> Response:

@@ -1,0 +1,38 @@
+"""How fast requests have been leaving lately, and so how long one more has to wait. Pure Python, no torch.
+
+Written on the generation thread, read by any: a look may be one request old.
+"""
+
+import math
+from collections import deque
+
+# Of the recent past only: a long prompt an hour ago says nothing about now.
+WINDOW = 64
+NEVER_LONGER_S = 60  # nobody should be sent away for longer than the queue's own limit
+
+
+class ServiceRate:
+    """Counts the requests that leave, and their prompt tokens."""
+
+    def __init__(self, now: float) -> None:
+        self._left: deque[tuple[float, int]] = deque([(now, 0)], maxlen=WINDOW)
+
+    def left(self, now: float, num_prompt_tokens: int) -> None:
+        """Note that a request has left."""
+        self._left.append((now, num_prompt_tokens))
+
+    def retry_after_s(self, now: float, num_requests: int, num_prompt_tokens: int) -> int:
+        """When to come back: as long as it has lately taken for this much to leave. At least 1, whole seconds.
+
+        Args:
+            now: Monotonic seconds.
+            num_requests: How many have to leave.
+            num_prompt_tokens: How many prompt tokens have to leave.
+        """
+        left = tuple(self._left)
+        elapsed_s = now - left[0][0]
+        # With nothing gone yet, the time since the start is all that is known: it takes at least as long.
+        per_request_s = elapsed_s / max(1, len(left) - 1)
+        per_token_s = elapsed_s / max(1, sum(tokens for _, tokens in left) - left[0][1])
+        wait_s = max(num_requests * per_request_s, num_prompt_tokens * per_token_s)
+        return max(1, min(NEVER_LONGER_S, math.ceil(wait_s)))
