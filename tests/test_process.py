@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.processes import workers_of
 from tests.support.servers import (
     WORKER_CLASSES,
     RawStream,
@@ -120,8 +121,8 @@ def test_a_worker_that_is_told_alone_closes_its_door(tmp_path: Path) -> None:
     with running_server(tmp_path, "gthread") as server, RawStream(server, "POST", "/execute", LONG) as stream:
         server.allow("pace/20")
         stream.read_until(b'"type":"token"')
-        for child in children_of(server):
-            os.kill(child, signal.SIGTERM)
+        for worker in workers_of(server):
+            os.kill(worker, signal.SIGTERM)
         server.wait_for(lambda: _is_ready(server), "a new worker is ready")
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
 
@@ -230,12 +231,6 @@ def test_a_step_that_hangs_ends_everyone_at_once_and_the_worker_is_replaced(tmp_
         assert server.log().count("outcome=error{STALLED}") == 2
 
 
-def children_of(server: Server) -> list[int]:
-    """The worker processes."""
-    pid = server.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def _is_ready(server: Server) -> bool:
     try:
         return server.get("/ready").status_code == 200 and server.stats()["steps"] == 0
@@ -249,8 +244,8 @@ def test_a_killed_worker_leaves_the_body_unterminated_and_is_replaced(tmp_path: 
         with RawStream(server, "POST", "/execute", LONG) as stream:
             server.allow(1)
             stream.read_until(b'"t":"a"')
-            for child in children_of(server):
-                os.kill(child, signal.SIGKILL)
+            for worker in workers_of(server):
+                os.kill(worker, signal.SIGKILL)
             stream.read_all()
             assert stream.is_eof
             assert not stream.is_complete

@@ -18,7 +18,7 @@ from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
 from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
-from worker.events import End, Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
+from worker.events import Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel, ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -101,7 +101,7 @@ class Job:
 
     def status(self) -> JobStatus:
         """Where the job is now."""
-        terminal = self._pump()
+        terminal = self._receiver.peek_end()
         if terminal is not None:
             if isinstance(terminal, Failure):
                 return JobStatus("FAILED", terminal.usage, terminal)
@@ -113,9 +113,14 @@ class Job:
         return JobStatus("RUNNING", sequence.usage, None)
 
     def expire(self, now: float, orphan_ttl_s: float) -> None:
-        """Cancel the job if nobody has read it for too long."""
-        is_orphan = self._num_readers == 0 and now - self._unread_since > orphan_ttl_s
-        if self._pump() is None and is_orphan:
+        """Note the end of the job; cancel it if nobody has read it for too long.
+
+        What waits while it runs is left in the channel: there the engine sees how long it has waited for a reader.
+        """
+        if self._receiver.peek_end() is not None:
+            with self._lock:
+                self._write_down()
+        elif self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:
             self.cancel("orphan")
 
     def close(self) -> None:
@@ -128,22 +133,20 @@ class Job:
             self._write_down()
             return self._journal[number:], self.ended_at is not None
 
-    def _pump(self) -> Terminal | None:
-        """Write down what waits. Returns the terminal event once there is one."""
-        with self._lock:
-            self._write_down()
-            last = self._journal[-1]
-        return last if isinstance(last, End | Failure) else None
-
     def _write_down(self) -> None:
-        if self.ended_at is None:
-            try:
-                events: list[Event] = self._receiver.take()
-            except EndOfChannel as end:
-                events = [end.reason]
-                self.ended_at = time.monotonic()
-            self._journal += events
-            self.num_bytes += sum(EVENT_BYTES + (len(e.text) if isinstance(e, Token) else 0) for e in events)
+        """Move what waits from the channel to the journal, the end too if it is there."""
+        if self.ended_at is not None:
+            return
+        try:
+            while events := self._receiver.take():
+                self._append(events)
+        except EndOfChannel as end:
+            self._append([end.reason])
+            self.ended_at = time.monotonic()
+
+    def _append(self, events: list[Event]) -> None:
+        self._journal += events
+        self.num_bytes += sum(EVENT_BYTES + (len(event.text) if isinstance(event, Token) else 0) for event in events)
 
     def _leave(self, reader: "JobReader") -> None:
         with self._lock:

@@ -164,6 +164,10 @@ class Receiver(Generic[T, R]):
         """
         raise NotImplementedError
 
+    def peek_end(self) -> R | None:
+        """Why the sender has closed, or None while it has not. Items may wait in front of the end. Takes nothing."""
+        raise NotImplementedError
+
     def listen(self, waiter: Waiter) -> None:
         """Have `waiter` woken on every send and on the close, until `unlisten`."""
         raise NotImplementedError
@@ -237,6 +241,10 @@ class ReceiveChannel(Receiver[T, R]):
             return self._merge_waiting(items)
         return items
 
+    def peek_end(self) -> R | None:
+        sentinel = self._shared.sentinel
+        return None if sentinel is None else sentinel.reason
+
     def listen(self, waiter: Waiter) -> None:
         with self._shared.lock:
             self._shared.listeners = (*self._shared.listeners, waiter)
@@ -283,7 +291,8 @@ class MergedReceiver(Receiver[T, R]):
 
     def __init__(self, wakeup: Wakeup, sources: Sequence[Receiver[T, Any]]) -> None:
         super().__init__(wakeup)
-        self._main, *self._others = sources
+        self._main: Receiver[T, R] = sources[0]
+        self._others: list[Receiver[T, Any]] = list(sources[1:])
         self._end: EndOfChannel | None = None
 
     def take(self) -> list[T]:
@@ -305,6 +314,9 @@ class MergedReceiver(Receiver[T, R]):
         if self._end is not None and not items:
             raise EndOfChannel(self._end.reason)
         return items
+
+    def peek_end(self) -> R | None:
+        return self._main.peek_end()
 
     def listen(self, waiter: Waiter) -> None:
         for source in (self._main, *self._others):

@@ -1,0 +1,345 @@
+"""Jobs without a server: the journal and its readers, idempotency keys, and what is forgotten when."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.support.engines import loaded_model, new_sequence, wait_until
+from tests.support.gated_runner import GatedRunner
+from worker.engine.engine import Engine
+from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
+from worker.events import End, Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
+from worker.jobs import Job, JobReader, Jobs
+from worker.request import GenerateRequest
+from worker.settings import Settings
+from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
+from worker.streams.wakeup import ThreadWakeup
+
+WAIT_S = 60.0
+
+
+@contextmanager
+def jobs_of(**changed: Any) -> Iterator[tuple[Jobs, Engine, GatedRunner]]:
+    """A door to an engine whose model waits at a gate. Everything is ended behind the test."""
+    settings = replace(Settings(), **{"max_slots": 2, "max_queue": 2, **changed})
+    runner = GatedRunner()
+    wakeup = ThreadWakeup()
+    engine = Engine(settings, wakeup, lambda settings, report: runner.adopt(loaded_model(runner)))
+    engine.start()
+    wait_until(lambda: engine.state == "READY")
+    try:
+        yield Jobs(settings, engine, wakeup), engine, runner
+    finally:
+        runner.open()
+        assert engine.stop(WAIT_S)
+
+
+def request(prompt: str = "hello", **fields: Any) -> GenerateRequest:
+    return GenerateRequest(**{"prompt": prompt, "max_tokens": 3, "temperature": 0.0, **fields})
+
+
+def read_to_the_end(job: Job, after: int = -1) -> list[tuple[int, Event]]:
+    reader, events = job.read(after), []
+    while not reader.is_done:
+        batch = reader.read(WAIT_S)
+        assert batch or reader.is_done, "no event in time"
+        events += batch
+    reader.close()
+    return events
+
+
+# ---- idempotency keys
+
+
+def test_the_same_key_and_request_are_one_job() -> None:
+    with jobs_of() as (jobs, engine, runner):
+        first, was_known = jobs.start_once("key", request(), "continue")
+        again, is_known = jobs.start_once("key", request(), "continue")
+        other, _ = jobs.start_once("other", request(), "continue")
+        assert (was_known, is_known) == (False, True)
+        assert first is again
+        assert first is not other
+        assert engine.num_open == 2
+        runner.open()
+        assert [number for number, _ in read_to_the_end(again)] == list(range(len(read_to_the_end(first))))
+
+
+def test_a_key_belongs_to_its_request() -> None:
+    with jobs_of() as (jobs, engine, _):
+        jobs.start_once("key", request(), "continue")
+        with pytest.raises(KeyReused, match="'key' belongs to another request"):
+            jobs.start_once("key", request("another"), "continue")
+        assert engine.num_open == 1
+
+
+def test_a_refused_request_uses_up_no_key() -> None:
+    with jobs_of(max_slots=1, max_queue=0) as (jobs, engine, runner):
+        occupant = jobs.start(request(), "continue")
+        with pytest.raises(Overloaded):
+            jobs.start_once("key", request("one"), "continue")
+        runner.open()
+        read_to_the_end(occupant)
+        wait_until(lambda: engine.num_open == 0)
+        _, is_known = jobs.start_once("key", request("two"), "continue")
+        assert not is_known
+
+
+def test_a_key_is_free_again_when_its_job_has_been_forgotten() -> None:
+    with jobs_of(job_ttl_s=0.0) as (jobs, _, runner):
+        runner.open()
+        first, _ = jobs.start_once("key", request(), "continue")
+        read_to_the_end(first)
+        wait_until(lambda: not is_kept(jobs, first))
+        again, is_known = jobs.start_once("key", request("another"), "continue")
+        assert not is_known
+        assert again is not first
+
+
+def test_requests_with_one_key_that_come_together_are_one_job() -> None:
+    with jobs_of(max_slots=8, max_queue=8) as (jobs, engine, _):
+        barrier, made = threading.Barrier(8), list[Job]()
+
+        def post() -> None:
+            barrier.wait()
+            made.append(jobs.start_once("key", request(), "continue")[0])
+
+        threads = [threading.Thread(target=post) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert len(made) == 8
+        assert len({job.id for job in made}) == 1
+        assert engine.num_open == 1
+
+
+# ---- admission
+
+
+def test_prompts_that_wait_are_bounded_in_tokens() -> None:
+    with jobs_of(max_slots=1, max_queue=50, max_queue_tokens=100) as (jobs, engine, _):
+        jobs.start(request("a"), "continue")
+        wait_until(lambda: engine.num_running == 1)
+        jobs.start(request("a" * 60), "continue")
+        with pytest.raises(Overloaded, match="ENDSTOP_MAX_QUEUE_TOKENS") as refusal:
+            jobs.start(request("a" * 60), "continue")
+        assert refusal.value.retry_after_s is not None
+        assert refusal.value.retry_after_s >= 1
+        jobs.start(request("a" * 30), "continue")  # this one fits
+
+
+def test_a_prompt_above_the_limit_is_accepted_when_nothing_waits() -> None:
+    with jobs_of(max_slots=1, max_queue_tokens=10) as (jobs, engine, _):
+        jobs.start(request("a" * 100), "continue")
+        wait_until(lambda: engine.num_running == 1)
+        jobs.start(request("a" * 100), "continue")
+
+
+def test_a_full_server_refuses_before_it_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jobs_of(max_slots=1, max_queue=0) as (jobs, engine, _):
+        jobs.start(request(), "continue")
+        tokenizer = engine.model.tokenizer
+
+        def encode(text: str) -> list[int]:
+            raise AssertionError("a prompt was encoded for nothing")
+
+        monkeypatch.setattr(tokenizer, "encode", encode)
+        with pytest.raises(Overloaded):
+            jobs.start(request(), "continue")
+
+
+# ---- what is forgotten
+
+
+def ended_jobs(jobs: Jobs, count: int) -> list[Job]:
+    made = []
+    for _ in range(count):
+        job = jobs.start(request(max_tokens=5), "continue")
+        read_to_the_end(job)
+        made.append(job)
+    return made
+
+
+def is_kept(jobs: Jobs, job: Job) -> bool:
+    jobs.sweep()
+    try:
+        jobs.get(job.id)
+    except UnknownJob:
+        return False
+    return True
+
+
+def state_after_sweep(jobs: Jobs, job: Job) -> str:
+    jobs.sweep()
+    return job.status().state
+
+
+def test_ended_jobs_are_capped_in_number_and_the_oldest_goes_first() -> None:
+    with jobs_of(max_ended_jobs=2) as (jobs, _, runner):
+        runner.open()
+        made = ended_jobs(jobs, 4)
+        assert [is_kept(jobs, job) for job in made] == [False, False, True, True]
+
+
+def test_ended_jobs_are_capped_in_bytes_and_the_oldest_goes_first() -> None:
+    with jobs_of() as (jobs, _, runner):
+        runner.open()
+        made = ended_jobs(jobs, 4)
+        assert all(job.num_bytes > 0 for job in made)
+        jobs._settings = replace(jobs._settings, max_journal_bytes=made[2].num_bytes + made[3].num_bytes)
+        assert [is_kept(jobs, job) for job in made] == [False, False, True, True]
+
+
+def test_a_job_that_runs_is_never_forgotten() -> None:
+    with jobs_of(max_ended_jobs=0, max_journal_bytes=0, job_ttl_s=0.0) as (jobs, _, _runner):
+        job = jobs.start(request(), "continue")
+        assert is_kept(jobs, job)
+
+
+def test_a_job_without_readers_is_cancelled_after_its_time() -> None:
+    with jobs_of(orphan_ttl_s=0.01) as (jobs, _, runner):
+        job = jobs.start(request(max_tokens=500), "continue")
+        with_reader = jobs.start(request(max_tokens=500), "continue")
+        reader = with_reader.read()
+        runner.pace_s = 0.001
+        runner.open()
+        wait_until(lambda: state_after_sweep(jobs, job) == "CANCELLED")
+        assert with_reader.status().state == "RUNNING"
+        reader.close()
+        wait_until(lambda: state_after_sweep(jobs, with_reader) == "CANCELLED")
+
+
+def test_looking_at_a_job_does_not_look_like_reading_it() -> None:
+    """Or a reader that is too slow, and a stream that nobody ever reads, would never be noticed."""
+    with jobs_of() as (jobs, _, runner):
+        job = jobs.start(request(max_tokens=500), "cancel")
+        sequence = job._sequence()
+        assert sequence is not None
+        runner.allow(2)
+        wait_until(lambda: sequence.sender.statistics().num_waiting == 2)
+        jobs.sweep()
+        assert job.status().state == "RUNNING"
+        statistics = sequence.sender.statistics()
+        assert statistics.num_waiting == 2
+        assert statistics.last_take_at is None
+        assert statistics.waiting_since is not None
+
+
+# ---- the journal
+
+
+class FakeEngine:
+    """What a job asks of the engine."""
+
+    def __init__(self) -> None:
+        self.cancelled_by: list[str] = []
+
+    def cancel(self, sequence: object, by: str) -> None:
+        self.cancelled_by.append(by)
+
+
+class Journal(RuleBasedStateMachine):
+    """One writer, many readers that come, leave, read and come back, in any order.
+
+    Every reader sees the journal from where it began: the same events under the same numbers, none twice, none left
+    out, the terminal event last and once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sender: SendChannel[Event, Terminal]
+        receiver: ReceiveChannel[Event, Terminal]
+        dropped = Failure("INCOMPLETE", "dropped", Usage(0, 0))
+        self.sender, receiver = open_channel(ThreadWakeup(), dropped, merge_waiting)
+        self.sequence = new_sequence([1]).sequence
+        engine: Any = FakeEngine()
+        started = Started("job", "model", "now")
+        self.job = Job(started, self.sequence, receiver, engine, ThreadWakeup(), "continue")
+        self.numbers: dict[int, Event] = {}  # what any reader has ever seen under a number
+        self.readers: list[tuple[JobReader, int]] = []  # and the number that it is to see next
+        self.text = ""  # everything that was sent
+        self.num_tokens = 0
+        self.is_closed = False
+
+    @precondition(lambda self: not self.is_closed)
+    @rule(text=st.text(min_size=1, max_size=3))
+    def send(self, text: str) -> None:
+        self.sender.send(Token(text, self.num_tokens))
+        self.num_tokens += 1
+        self.text += text
+
+    @precondition(lambda self: not self.is_closed)
+    @rule(is_dropped=st.booleans())
+    def close(self, is_dropped: bool) -> None:
+        self.is_closed = True
+        if is_dropped:
+            del self.sender
+        else:
+            self.sender.close(End(StopReason.EOS, Usage(1, self.num_tokens), 0.0))
+
+    @rule(data=st.data())
+    def come(self, data: st.DataObject) -> None:
+        """From the start, or behind an event that somebody has seen."""
+        after = data.draw(st.sampled_from([-1, *self.numbers]))
+        self.readers.append((self.job.read(after), after + 1))
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        place = data.draw(st.integers(0, len(self.readers) - 1))
+        reader, expected = self.readers[place]
+        for number, event in reader.read(0):
+            assert number == expected
+            assert self.numbers.setdefault(number, event) == event
+            expected += 1
+        self.readers[place] = reader, expected
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        reader, _ = self.readers.pop(data.draw(st.integers(0, len(self.readers) - 1)))
+        reader.close()
+        reader.close()
+        assert reader.read(0) == []
+
+    @rule()
+    def look(self) -> None:
+        assert (self.job.status().terminal is not None) == self.is_closed
+
+    @rule(ahead=st.integers(0, 5))
+    def come_from_the_future(self, ahead: int) -> None:
+        self.job.status()  # everything that was sent is written down now
+        with pytest.raises(InvalidRequest):
+            self.job.read(len(self.job._journal) + ahead)
+
+    @invariant()
+    def readers_are_counted(self) -> None:
+        assert self.job._num_readers == len(self.readers)
+
+    def teardown(self) -> None:
+        if not self.is_closed:
+            self.close(is_dropped=False)
+        whole = [event for _, event in read_to_the_end(self.job)]
+        assert isinstance(whole[0], Started)
+        assert [isinstance(event, End | Failure) for event in whole] == [False] * (len(whole) - 1) + [True]
+        tokens = [event for event in whole if isinstance(event, Token)]
+        assert "".join(token.text for token in tokens) == self.text
+        assert sum(token.count for token in tokens) == self.num_tokens
+        for reader, expected in self.readers:
+            rest = reader.read(0)
+            assert [event for _, event in rest] == whole[expected:]
+            assert reader.is_done
+            assert reader.read(0) == []
+
+
+TestJournal = Journal.TestCase
+TestJournal.settings = hypothesis_settings(
+    derandomize=True, database=None, deadline=None, max_examples=150, stateful_step_count=40
+)
