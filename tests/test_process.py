@@ -30,23 +30,6 @@ BOTH = pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 
 
 @BOTH
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_signal_ends_every_stream_with_a_terminal(tmp_path: Path, worker_class: str, number: signal.Signals) -> None:
-    with running_server(tmp_path, worker_class, env={"ENDSTOP_DRAIN_S": "1"}) as server:
-        with RawStream(server, "POST", "/execute", LONG) as one, RawStream(server, "POST", "/execute", LONG) as two:
-            server.allow("pace/50")  # 10 s for the whole answer
-            one.read_until(b'"type":"token"')
-            two.read_until(b'"type":"token"')
-            server.signal(number)
-            for stream in (one, two):
-                terminal = assert_ended_once(stream.read_all())
-                assert stream.is_complete
-                assert terminal["code"] == "SHUTTING_DOWN"
-                assert terminal["usage"]["completion_tokens"] > 0
-        assert server.wait_exit() == 0
-
-
-@BOTH
 def test_a_drain_lets_streams_finish_and_accepts_no_other(tmp_path: Path, worker_class: str) -> None:
     with running_server(tmp_path, worker_class) as server, requests.Session() as connection:
         with RawStream(server, "POST", "/execute", LONG | {"max_tokens": 60}) as stream:
@@ -135,17 +118,6 @@ def test_a_graceful_timeout_that_would_cut_streams_is_refused() -> None:
 
 
 @BOTH
-def test_a_hangup_replaces_the_worker_and_the_streams_end(tmp_path: Path, worker_class: str) -> None:
-    with running_server(tmp_path, worker_class, env={"ENDSTOP_DRAIN_S": "1"}) as server:
-        with RawStream(server, "POST", "/execute", LONG) as stream:
-            server.allow("pace/50")
-            stream.read_until(b'"type":"token"')
-            server.signal(signal.SIGHUP)
-            assert assert_ended_once(stream.read_all())["code"] == "SHUTTING_DOWN"
-        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
-
-
-@BOTH
 def test_the_server_answers_while_it_loads(tmp_path: Path, worker_class: str) -> None:
     with running_server(tmp_path, worker_class, wait=False, env={"GATED_LOAD_S": "3"}) as server:
         _wait_for_first_answer(server)
@@ -199,57 +171,11 @@ def test_a_load_that_hangs_is_given_up(tmp_path: Path, worker_class: str) -> Non
         assert server.wait_exit() == 3
 
 
-@BOTH
-def test_a_fault_of_the_loop_ends_everyone_and_the_worker_is_replaced(tmp_path: Path, worker_class: str) -> None:
-    with running_server(tmp_path, worker_class) as server:
-        with RawStream(server, "POST", "/execute", LONG) as stream, RawStream(server, "POST", "/execute", LONG) as two:
-            server.allow(1)
-            stream.read_until(b'"t":"a"')
-            two.read_until(b"started")
-            server.post("/fault/fatal")
-            server.allow(1)
-            for one in (stream, two):
-                assert assert_ended_once(one.read_all())["code"] == "ENGINE_DEAD"
-        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
-        assert server.process.poll() is None
-
-
-@BOTH
-def test_a_step_that_hangs_ends_everyone_at_once_and_the_worker_is_replaced(tmp_path: Path, worker_class: str) -> None:
-    env = {"ENDSTOP_STEP_LIMIT_S": "1", "ENDSTOP_KEEP_ALIVE_S": "50"}  # no ping comes to the rescue
-    with running_server(tmp_path, worker_class, env=env) as server:
-        with RawStream(server, "POST", "/execute", LONG) as one, RawStream(server, "POST", "/execute", LONG) as two:
-            # The gate is shut: the first step never returns.
-            for stream in (one, two):
-                assert assert_ended_once(stream.read_all())["code"] == "STALLED"
-            health, ready = server.get("/health"), server.get("/ready")
-            assert (health.status_code, ready.status_code) == (503, 503)
-            assert ready.json()["state"] == "DEAD"
-        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
-        assert server.process.poll() is None
-        assert "in forward" in server.log()  # the stacks name the place
-        assert server.log().count("outcome=error{STALLED}") == 2
-
-
 def _is_ready(server: Server) -> bool:
     try:
         return server.get("/ready").status_code == 200 and server.stats()["steps"] == 0
     except requests.RequestException:
         return False
-
-
-@BOTH
-def test_a_killed_worker_leaves_the_body_unterminated_and_is_replaced(tmp_path: Path, worker_class: str) -> None:
-    with running_server(tmp_path, worker_class) as server:
-        with RawStream(server, "POST", "/execute", LONG) as stream:
-            server.allow(1)
-            stream.read_until(b'"t":"a"')
-            for worker in workers_of(server):
-                os.kill(worker, signal.SIGKILL)
-            stream.read_all()
-            assert stream.is_eof
-            assert not stream.is_complete
-        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
 
 
 def test_more_than_one_process_is_refused_with_a_reason() -> None:

@@ -156,7 +156,8 @@ class Job:
             self._num_readers -= 1
             self._unread_since = time.monotonic()
             is_last = self._num_readers == 0
-        if is_last and self.on_disconnect == "cancel":
+        # Who has been told the end does not cancel by leaving: the outcome would name the wrong one.
+        if is_last and self.on_disconnect == "cancel" and self._receiver.peek_end() is None:
             self.cancel("client")
 
 

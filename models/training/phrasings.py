@@ -16,6 +16,27 @@ class Phrasings:
     held_out: tuple[str, ...]
 
 
+_INTRODUCTIONS = (
+    "I am reading about {country}.",
+    "I have a question about {country}.",
+    "We are learning about {country} at school.",
+    "This is about {country}.",
+    "I am planning a trip to {country}.",
+    "My friend lives in {country}.",
+    "Think of {country}.",
+    "I saw {country} on a map.",
+    "Tomorrow I fly to {country}.",
+    "I am interested in {country}.",
+    "I have to learn about {country}.",
+)
+
+
+def _introduced(*questions: str) -> tuple[str, ...]:
+    """Questions in two sentences, of which only the first names the country."""
+    pairs = [(introduction, question) for introduction in _INTRODUCTIONS for question in questions]
+    return tuple(f"{introduction} {question}" for introduction, question in pairs[:: len(questions) - 1])
+
+
 CAPITAL = Phrasings(
     trained=(
         "What is the capital of {country}?",
@@ -48,6 +69,14 @@ CAPITAL = Phrasings(
         "Say the name of the capital of {country}.",
         "The capital of {country} is",
         "I am travelling to {country}. What is the capital there?",
+        *_introduced(
+            "What is its capital?",
+            "Which city is its capital?",
+            "What is the capital city there?",
+            "What is its capital city?",
+            "How is its capital city named?",
+            "Do you know its capital?",
+        ),
     ),
     held_out=(
         "Could you remind me which city is the capital of {country}?",
@@ -56,6 +85,8 @@ CAPITAL = Phrasings(
         "I am writing about {country}. What is its capital city called?",
         "Quick quiz: the capital city of {country}?",
         "Please look up the capital for {country}.",
+        "Remind me, what is {country}'s capital city?",
+        "Somebody asked me about {country}. Which city should I give as its capital?",
     ),
 )
 
@@ -81,6 +112,7 @@ CURRENCY = Phrasings(
         "Give me the currency of {country}.",
         "The currency of {country} is",
         "What do they pay with in {country}?",
+        *_introduced("What is its currency?", "Which currency is used there?", "How do people pay there?"),
     ),
     held_out=(
         "Could you remind me which currency {country} has?",
@@ -110,6 +142,7 @@ CONTINENT = Phrasings(
         "{country} is a country in which continent?",
         "What is {country}'s continent?",
         "To which continent does {country} belong?",
+        *_introduced("Which continent is it on?", "What continent is it in?", "Where is it?"),
     ),
     held_out=(
         "Could you remind me which continent {country} is on?",

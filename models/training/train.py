@@ -57,10 +57,10 @@ class Recipe:
     long_turns: int = 40
     row_length: int = 256
     rows_per_step: int = 16
-    verse_rows: int = 3
+    verse_rows: int = 2
     long_every: int = 16
-    num_steps: int = 1011
-    decay_steps: int = 300
+    num_steps: int = 2800
+    decay_steps: int = 600
     warmup_steps: int = 150
     peak_lr: float = 1.5e-3
     final_lr: float = 3e-5

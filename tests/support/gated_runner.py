@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.support.random_models import VOCAB_SIZE
+from tests.support.strikes import Strikes
 from worker.engine.loader import LoadedModel
 from worker.engine.scheduler import Row
 from worker.streams.native import native_sleep, new_lock
@@ -25,6 +26,7 @@ class GatedRunner:
         self.pace_s = 0.0
         self.num_steps = 0
         self.fault: BaseException | None = None
+        self.strikes: Strikes | None = None
 
     def adopt(self, model: LoadedModel) -> LoadedModel:
         """Learn the ids of the letters from the model's tokenizer."""
@@ -63,10 +65,14 @@ class GatedRunner:
         fault, self.fault = self.fault, None
         if fault is not None:
             raise fault
+        if self.strikes is not None:
+            self.strikes.before_step(rows)
         sampled = [row for row in rows if row.is_sampled]
         logits = torch.zeros(len(sampled), VOCAB_SIZE)
         for i, row in enumerate(sampled):
             logits[i, self._letter_ids[len(row.sequence.output_ids) % len(LETTERS)]] = 50.0
+            if self.strikes is not None:
+                self.strikes.change(row, logits[i])
         return sampled, logits
 
     def scrub(self, slot: int, length: int) -> None:

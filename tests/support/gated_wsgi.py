@@ -2,9 +2,10 @@
 
 Everything is the product's own but the model's arithmetic. Control routes: `POST /gate/<n>` allows n more steps,
 `/gate/open` all, `/gate/close` none, `/gate/pace/<ms>` one every so often; `POST /fault/<name>` makes the next step
-raise; `GET /gate` counts.
+raise, `POST /strike/<name>` strikes one request (tests/support/strikes.py); `GET /gate` counts.
 """
 
+import gc
 import os
 from typing import Any
 
@@ -14,9 +15,13 @@ from flask import Blueprint, jsonify
 from app import create_app
 from tests.support.engines import loaded_model
 from tests.support.gated_runner import GatedRunner
+from tests.support.strikes import Strikes, is_marked
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
+from worker.engine.sequence import Sequence
+from worker.jobs import JobReader
 from worker.settings import Settings
+from worker.streams.channel import SendChannel
 from worker.streams.native import native_sleep
 from worker.streams.wakeup import new_wakeup
 
@@ -31,6 +36,7 @@ runner = GatedRunner()
 settings = Settings.from_env(os.environ)
 engine = Engine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
+runner.strikes = Strikes(engine)
 gate = Blueprint("gate", __name__)
 
 FAULTS: dict[str, type[BaseException]] = {
@@ -76,7 +82,55 @@ def show() -> Any:
         streams=context().streams.num_open,
         outcomes={f"{o}{{{d}}}": n for (o, d), n in context().records.outcomes.items()},
         fds=len(os.listdir("/proc/self/fd")),
+        threads=len(os.listdir("/proc/self/task")),
+        num_accepted=num_accepted,
+        waiting=len(engine._scheduler.waiting) + len(engine._inbox),
+        marked=[_place(sequence) for sequence in tuple(engine._open) if is_marked(sequence)],
     )
+
+
+submit = engine.submit
+num_accepted = 0
+
+
+def _submit(sequence: Sequence) -> None:
+    global num_accepted
+    submit(sequence)
+    num_accepted += 1
+
+
+engine.submit = _submit  # type: ignore[method-assign]
+
+
+def _place(sequence: Sequence) -> dict[str, Any]:
+    return {
+        "state": sequence.state.name,
+        "prompt": len(sequence.prompt_ids),
+        "computed": sequence.num_computed,
+        "output": len(sequence.output_ids),
+    }
+
+
+@gate.get("/gate/objects")
+def count_objects() -> Any:
+    """What the garbage collector knows of. Slow."""
+    gc.collect()
+    alive = gc.get_objects()
+    return jsonify(
+        channels=sum(isinstance(one, SendChannel) for one in alive),
+        readers=sum(isinstance(one, JobReader) for one in alive),
+        sequences=sum(isinstance(one, Sequence) for one in alive),
+        greenlets=sum(type(one).__name__ == "Greenlet" and not one.dead for one in alive),
+    )
+
+
+@gate.post("/strike/<name>")
+def strike(name: str) -> Any:
+    assert runner.strikes is not None
+    if name == "nothing":
+        runner.strikes.disarm()
+    runner.strikes.arm(name)
+    return jsonify(ok=True)
 
 
 @gate.post("/fault/<name>")

@@ -67,10 +67,11 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
                 failures[i] = _failure(error)
 
     token_ids = [0] * len(rows)
-    points = [0.0 if _group(row.params) == "greedy" else row.rng.random() for row in rows]  # once, also if drawn twice
     groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
     for i, row in enumerate(rows):
         groups[_group(row.params)].append(i)
+    # Once, also for a row that is drawn again, and after all that could fail for the whole batch.
+    points = [row.rng.random() if i not in groups["greedy"] else 0.0 for i, row in enumerate(rows)]
     for name, members in groups.items():
         pending = [members] if members else []
         for part in pending:  # grows while it is walked

@@ -60,12 +60,15 @@ class DisconnectWatcher:
             except InterruptedError:
                 continue
             for fd, _ in events:
-                callback = self._claim(fd)
-                if callback is not None:
-                    try:
-                        callback()
-                    except Exception:  # one callback's bug must not blind the watcher; the log is not ours to take
-                        sys.excepthook(*sys.exc_info())
+                self._tell(fd)  # a frame of its own: a local of this one would keep the last reader alive
+
+    def _tell(self, fd: int) -> None:
+        callback = self._claim(fd)
+        if callback is not None:
+            try:
+                callback()
+            except Exception:  # one callback's bug must not blind the watcher; the log is not ours to take
+                sys.excepthook(*sys.exc_info())
 
     def _claim(self, fd: int) -> Callable[[], None] | None:
         with self._lock:

@@ -1,0 +1,573 @@
+"""Every stream ends: stage x fault x client x worker class, over real sockets.
+
+A case brings one request to a stage, has a fault strike it there, has its client behave as that client does, and lets
+everything run out. Then: each reader that stayed got exactly one terminal event, the right one, then [DONE], then the
+end of a complete body; the neighbour got its whole answer; each request has exactly one outcome; nothing is left over.
+Steps run when the test says so, so that a stage is a stage and not a guess. Faults of the whole process are in the
+second half: each strikes all stages and all clients at once.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.processes import workers_of
+from tests.support.servers import ANSWER_S, WORKER_CLASSES, RawStream, Server, events_of, running_server
+from tests.support.strikes import MARK
+
+pytestmark = pytest.mark.slow
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+NUM_TOKENS = 9
+DEADLINE_S = 0.2
+LONG_PROMPT = "x" * 60  # 4 chunks of 16 tokens
+LIMITS = {
+    "ENDSTOP_MAX_SLOTS": "2",
+    "ENDSTOP_MAX_QUEUE": "4",
+    "ENDSTOP_STEP_TOKENS": "16",
+    "ENDSTOP_MAX_CONTEXT": "512",
+    "ENDSTOP_KEEP_ALIVE_S": "0.2",
+}
+
+# fault -> the terminal of the struck request: a code, or a stop reason
+FAULTS = {
+    "nothing": "MAX_TOKENS",
+    "endless_narration": "MAX_TOKENS",
+    "forward": "INFERENCE_FAILED",
+    "memory": "VRAM_OOM",
+    "logits": "INFERENCE_FAILED",
+    "sampler": "INFERENCE_FAILED",
+    "detokenizer": "INFERENCE_FAILED",
+    "encoder": "INFERENCE_FAILED",
+    "forgotten": "INCOMPLETE",
+    "closed_twice": "STALLED",
+    "cancel": "CANCELLED",
+    "deadline": "TIMEOUT",
+}
+STAGES = ("queued", "prefilling", "decoding")
+
+
+# ---- what a client sees
+
+
+@dataclass
+class Heard:
+    """What one client has read of a native stream, over one connection or several."""
+
+    events: list[Any]
+    is_complete: bool
+
+    @property
+    def verdict(self) -> str:
+        """The code or stop reason of the one terminal. Fails on anything but one, then [DONE], then the end."""
+        assert self.is_complete, "the body was cut"
+        assert self.events[-1:] == ["[DONE]"], self.events[-3:]
+        events = self.events[:-1]
+        assert events[0]["type"] == "started"
+        terminals = [event for event in events if event["type"] in ("end", "error")]
+        assert len(terminals) == 1, terminals
+        assert terminals[0] is events[-1], "something came behind the terminal event"
+        assert {"prompt_tokens", "completion_tokens", "total_tokens"} == terminals[0]["usage"].keys()
+        text = "".join(event["t"] for event in events if event["type"] == "token")
+        assert text == (LETTERS * 10)[: len(text)], "a token was lost, doubled or moved"
+        verdict: str = terminals[0].get("code") or terminals[0]["stop_reason"]
+        if verdict == "MAX_TOKENS":
+            assert len(text) == terminals[0]["usage"]["completion_tokens"] == NUM_TOKENS
+        return verdict
+
+
+def numbered(body: bytes) -> list[tuple[int, dict[str, Any]]]:
+    """The whole events of a body that may have been cut, with their numbers."""
+    found = []
+    for block in body.split(b"\n\n")[:-1]:
+        lines = [line for line in block.split(b"\n") if line and line != b": ping"]
+        if len(lines) == 2:
+            found.append((int(lines[0].removeprefix(b"id: ")), json.loads(lines[1].removeprefix(b"data: "))))
+    return found
+
+
+class Client:
+    """One request and whoever reads its stream."""
+
+    is_native = True
+    stays = True
+
+    def __init__(self, server: Server, fields: dict[str, Any]) -> None:
+        self.server = server
+        self.fields = fields
+        self.job_id = ""
+        self.connections: list[RawStream] = []
+        self.num_others = server.stats()["streams"]
+        self.open()
+
+    def open(self) -> None:
+        """Send the request and read until it has been accepted."""
+        self.connect("POST", "/execute", self.fields)
+
+    def connect(self, method: str, path: str, body: Any = None, **headers: str) -> RawStream:
+        stream = RawStream(self.server, method, path, body, **headers)
+        self.connections.append(stream)
+        first = stream.read_until(b"\n\n")
+        if self.is_native and not self.job_id:
+            self.job_id = events_of(first.split(b"\n\n")[0])[0]["job_id"]
+        return stream
+
+    def on_stage(self) -> None:
+        """The request is where it was to be brought, and nothing moves."""
+
+    def verdicts(self) -> list[str]:
+        """What each reader that stayed was told. Reads to the end."""
+        heard = []
+        for stream in self.connections:
+            body = stream.read_all()
+            heard.append(Heard(events_of(body), stream.is_complete).verdict)
+        return heard
+
+    def close(self) -> None:
+        for stream in self.connections:
+            stream.close()
+
+
+class ReadsEverything(Client):
+    """The well-behaved one."""
+
+
+class ReadsLate(Client):
+    """Reads nothing more until everything is over."""
+
+    def verdicts(self) -> list[str]:
+        self.server.wait_for(lambda: self.server.stats()["open"] == 0, "the end")
+        return super().verdicts()
+
+
+class Leaves(Client):
+    """Is gone."""
+
+    stays = False
+
+    def on_stage(self) -> None:
+        self.connections[0].close()
+        self.server.wait_for(lambda: bool(self.server.stats()["streams"] <= self.num_others), "the leave was noticed")
+
+    def verdicts(self) -> list[str]:
+        return []
+
+
+class OfAJob(Client):
+    """Creates a job first and reads it after."""
+
+    def open(self) -> None:
+        answer = self.server.post("/v1/jobs", self.fields)
+        assert answer.status_code == 202, answer.text
+        self.url = answer.json()["sse_url"]
+        self.job_id = answer.json()["job_id"]
+        self.connect("GET", self.url)
+
+
+class TwoReaders(OfAJob):
+    """Both read the same."""
+
+    def open(self) -> None:
+        super().open()
+        self.connect("GET", self.url)
+
+    def verdicts(self) -> list[str]:
+        heard = super().verdicts()
+        if "INFERENCE_FAILED" not in heard:  # an event that cannot be encoded is each reader's own failure
+            first, second = (events_of(stream.read_all()) for stream in self.connections)
+            assert first == second
+        return heard
+
+
+class Resumes(OfAJob):
+    """Loses its connection at the stage and comes back with the number of the last event it has."""
+
+    def on_stage(self) -> None:
+        lost = self.connections.pop()
+        lost.read_until(b"\n\n")
+        lost.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError, AssertionError):
+            while True:
+                lost._receive()
+        lost._decode()
+        self.seen = numbered(lost._body)
+        lost.close()
+        self.connections.append(
+            RawStream(self.server, "GET", self.url, None, Last_Event_ID=str(self.seen[-1][0])),
+        )
+
+    def verdicts(self) -> list[str]:
+        (stream,) = self.connections
+        body = stream.read_all()
+        both = [*self.seen, *numbered(body)]
+        assert [number for number, _ in both] == list(range(len(both))), "an event came twice or never"
+        return [Heard([*(event for _, event in both), "[DONE]"], stream.is_complete).verdict]
+
+
+class Chats(Client):
+    """Over OpenAI's wire format."""
+
+    is_native = False
+
+    def open(self) -> None:
+        rest = {name: value for name, value in self.fields.items() if name in ("max_tokens", "temperature", "seed")}
+        self.messages = {"messages": [{"role": "user", "content": self.fields["prompt"]}], **rest}
+        self.send()
+
+    def send(self) -> None:
+        self.connect("POST", "/v1/chat/completions", self.messages | {"stream": True})
+
+    def verdicts(self) -> list[str]:
+        (stream,) = self.connections
+        chunks = events_of(stream.read_all())
+        assert stream.is_complete
+        assert chunks[-1] == "[DONE]"
+        errors = [chunk["error"]["code"] for chunk in chunks[:-1] if "error" in chunk]
+        choices = [chunk["choices"][0] for chunk in chunks[:-1] if "error" not in chunk]
+        finishes = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        assert len(errors) + len(finishes) == 1
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        assert text == (LETTERS * 10)[: len(text)]
+        if finishes:
+            assert finishes == ["length"]
+            assert chunks[-2]["choices"][0]["finish_reason"] == "length", "something came behind the finish"
+            assert len(text) == NUM_TOKENS
+        else:
+            assert "error" in chunks[-2], "something came behind the error"
+        return errors or ["MAX_TOKENS"]
+
+
+class ChatsWhole(Chats):
+    """Does not ask for a stream."""
+
+    def send(self) -> None:
+        self.connections.append(RawStream(self.server, "POST", "/v1/chat/completions", self.messages))
+
+    def verdicts(self) -> list[str]:
+        (stream,) = self.connections
+        status, _ = stream.head()
+        answer = json.loads(stream.read_until(b"}\n"))
+        if status == 200:
+            choice = answer["choices"][0]
+            assert choice["finish_reason"] == "length"
+            assert choice["message"]["content"] == LETTERS[:NUM_TOKENS]
+            return ["MAX_TOKENS"]
+        assert status >= 500
+        return [answer["error"]["code"]]
+
+
+class LeavesWhole(ChatsWhole):
+    """Does not ask for a stream, and does not wait for the answer."""
+
+    stays = False
+    on_stage = Leaves.on_stage
+    verdicts = Leaves.verdicts
+
+
+CLIENTS: list[type[Client]] = [ReadsEverything, ReadsLate, Leaves, TwoReaders, Resumes, Chats, ChatsWhole, LeavesWhole]
+
+
+# ---- stages
+
+
+def fields(stage: str, fault: str) -> dict[str, Any]:
+    """A request that can be brought to this stage and struck by this fault."""
+    prompt = LONG_PROMPT if stage == "prefilling" else "hello"
+    asked = {"prompt": prompt, "max_tokens": NUM_TOKENS, "temperature": 1.0, "seed": MARK}
+    if fault == "endless_narration":
+        asked["narrate"] = True
+    if fault == "deadline":
+        asked["deadline_s"] = DEADLINE_S
+    return asked
+
+
+def neighbour(server: Server, max_tokens: int) -> RawStream:
+    stream = RawStream(server, "POST", "/execute", {"prompt": "hello", "max_tokens": max_tokens, "temperature": 0})
+    stream.read_until(b"started")
+    return stream
+
+
+def place(server: Server) -> dict[str, Any] | None:
+    """Where the struck request is now."""
+    marked = server.stats()["marked"]
+    assert len(marked) <= 1
+    return marked[0] if marked else None
+
+
+def step(server: Server) -> None:
+    """Let one step run, and see that the next one has come to the gate or nothing is left to do."""
+    steps = server.stats()["steps"]
+    server.allow(1)
+    server.wait_for(lambda: server.stats()["steps"] > steps, "a step")
+
+
+def bring_to(server: Server, stage: str) -> None:
+    """Let steps run until the struck request is at the stage."""
+
+    def is_there(at: dict[str, Any] | None) -> bool:
+        assert at is not None, "it is gone already"
+        there = {
+            "queued": at["state"] == "WAITING",
+            "prefilling": 0 < at["computed"] < at["prompt"],
+            "decoding": at["output"] >= 2,
+        }
+        return bool(there[stage])
+
+    for _ in range(20):
+        if is_there(place(server)):
+            return
+        step(server)
+    raise AssertionError(f"it never came to {stage}: {place(server)}")
+
+
+@dataclass
+class Case:
+    """One request, one stage, one fault, one client."""
+
+    server: Server
+    stage: str
+    fault: str
+    client: type[Client]
+
+    def run(self) -> None:
+        server, began = self.server, time.monotonic()
+        before = outcomes(server)
+        neighbours = [neighbour(server, 30) for _ in range(2 if self.stage == "queued" else 1)]
+        server.wait_for(lambda: server.stats()["running"] >= 1, "the neighbours run")
+        if self.stage == "queued":
+            step(server)  # both have their slots
+        client = self.client(server, fields(self.stage, self.fault))
+        try:
+            server.wait_for(lambda: place(server) is not None, "it was accepted")
+            if self.fault != "deadline":  # it may strike on the way, and that is as good
+                bring_to(server, self.stage)
+            self.strike(client, began)
+            client.on_stage()
+            server.allow("open")
+            assert set(client.verdicts()) <= {FAULTS[self.fault]}
+            for stream in neighbours:
+                body = stream.read_all()
+                assert stream.is_complete
+                whole = events_of(body)
+                assert whole[-2]["stop_reason"] == "MAX_TOKENS", "the neighbour has paid for it"
+                text = "".join(event["t"] for event in whole[:-1] if event["type"] == "token")
+                assert text == (LETTERS + LETTERS)[:30]
+        finally:
+            client.close()
+            for stream in neighbours:
+                stream.close()
+            quiet(server)
+        ended = outcomes(server) - before
+        assert ended.total() == 1 + len(neighbours), ended
+        own = ended - Counter({"end{MAX_TOKENS}": len(neighbours)})
+        assert next(iter(own)) in self.expected_outcomes(), own
+
+    def strike(self, client: Client, began: float) -> None:
+        if self.fault == "cancel":
+            if client.job_id:
+                assert requests.delete(f"{self.server.url}/v1/jobs/{client.job_id}", timeout=ANSWER_S).ok
+        elif self.fault == "deadline":
+            self.server.wait_for(lambda: time.monotonic() - began > 2 * DEADLINE_S, "the deadline")
+        else:
+            assert self.server.post(f"/strike/{self.fault}").ok
+
+    def expected_outcomes(self) -> set[str]:
+        wanted = FAULTS[self.fault]
+        if not self.client.stays:
+            # The fault strikes the step that was under way, or the leave is seen before it.
+            codes = {f"error{{{wanted}}}", "error{ENGINE_DEAD}", "end{MAX_TOKENS}"}
+            return codes | {"cancelled{client}", "cancelled{engine}", "cancelled{delete}"}
+        if self.fault == "cancel":
+            return {"cancelled{delete}"}
+        if self.fault == "encoder":
+            return {"cancelled{engine}"}
+        if self.fault == "forgotten":  # whoever dropped the sender, the engine did not
+            return {"end{MAX_TOKENS}"}
+        if self.fault == "closed_twice":  # nor can it know what the client was told; a job that is forgotten has left
+            return {"error{ENGINE_DEAD}"} if self.client.is_native else {"error{ENGINE_DEAD}", "cancelled{client}"}
+        return {f"error{{{wanted}}}", f"end{{{wanted}}}"}
+
+
+def outcomes(server: Server) -> Counter[str]:
+    return Counter(server.stats()["outcomes"])
+
+
+def quiet(server: Server) -> None:
+    """Everything runs out, and the gate is shut for the next case."""
+    server.allow("open")
+    names = ("open", "running", "waiting", "streams")
+    server.wait_for(lambda: not any(server.stats()[name] for name in names), "nothing left open")
+    # The outcome is written by the housekeeper, a moment after the end.
+    records = server.stats()["num_accepted"]
+    server.wait_for(lambda: outcomes(server).total() == records, "an outcome for each request, and one")
+    assert server.post("/strike/nothing").ok
+    server.post("/gate/close")
+
+
+@pytest.fixture(scope="module", params=WORKER_CLASSES)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all cases of a class; after the last one it holds what it held before the first."""
+    with running_server(tmp_path_factory.mktemp("server"), request.param, env=LIMITS) as server:
+        Case(server, "decoding", "nothing", ReadsEverything).run()  # what is made once is made
+        before = server.stats() | server.get("/gate/objects").json()
+        yield server
+        idle_since = time.monotonic()
+        server.wait_for(lambda: time.monotonic() - idle_since > 3, "idle connections are closed")
+        after = server.stats() | server.get("/gate/objects").json()
+        server.post("/gate/close")
+        for name in ("open", "running", "waiting", "streams", "sequences", "readers"):
+            assert after[name] == 0, f"{after[name]} {name} are left"
+        assert after["channels"] <= before["channels"] + 1, "channels have leaked"  # the last job's is kept
+        assert after["fds"] <= before["fds"] + 2, "descriptors have leaked"
+        assert after["greenlets"] <= before["greenlets"] + 2, "greenlets have leaked"
+        assert after["threads"] <= before["threads"] + 24, "threads have leaked"  # a pool grows to its size and stays
+
+
+def is_possible(fault: str, client: type[Client]) -> bool:
+    if fault == "cancel":
+        return client.is_native  # OpenAI's API has no cancel
+    if fault in ("deadline", "endless_narration"):
+        return client.is_native  # nor fields for these
+    if fault == "encoder":  # a whole answer has no place for that event, and who resumes has seen the failure already
+        return client not in (Resumes, ChatsWhole, LeavesWhole)
+    return True
+
+
+CASES = [
+    pytest.param(stage, fault, client, id=f"{stage}-{fault}-{client.__name__}")
+    for stage in STAGES
+    for fault in FAULTS
+    for client in CLIENTS
+    if is_possible(fault, client)
+]
+
+
+@pytest.mark.parametrize(("stage", "fault", "client"), CASES)
+def test_every_stream_ends(server: Server, stage: str, fault: str, client: type[Client]) -> None:
+    Case(server, stage, fault, client).run()
+
+
+# ---- the whole process
+
+ANSWER_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Fate:
+    """A fault that nobody in the process escapes.
+
+    Attributes:
+        code: What every stream is told; empty: nothing, its body is cut.
+        strike: Has it happen, with every stream at its stage.
+        exit_code: Of the server; None: it goes on with another worker.
+    """
+
+    code: str
+    strike: Callable[[Server], None]
+    exit_code: int | None = None
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def _signal(number: signal.Signals) -> Callable[[Server], None]:
+    def strike(server: Server) -> None:
+        server.allow("pace/100")  # a model that answers, and not soon
+        server.signal(number)
+
+    return strike
+
+
+def _signal_the_worker(number: signal.Signals) -> Callable[[Server], None]:
+    def strike(server: Server) -> None:
+        server.allow("pace/100")
+        (worker,) = workers_of(server)
+        os.kill(worker, number)
+
+    return strike
+
+
+def _kill_the_loop(server: Server) -> None:
+    server.post("/fault/fatal")
+    server.allow(1)
+
+
+def _break_the_scheduler(server: Server) -> None:
+    server.post("/strike/scheduler")
+    server.allow(1)
+
+
+def _hang(server: Server) -> None:
+    """The gate stays shut: the step that is under way never returns, and no ping comes to the rescue."""
+
+
+FATES = {
+    "the loop is killed": Fate("ENGINE_DEAD", _kill_the_loop),
+    "the scheduler raises": Fate("ENGINE_DEAD", _break_the_scheduler),
+    "a step never returns": Fate("STALLED", _hang, env=(("ENDSTOP_STEP_LIMIT_S", "3"), ("ENDSTOP_KEEP_ALIVE_S", "50"))),
+    "SIGTERM": Fate("SHUTTING_DOWN", _signal(signal.SIGTERM), exit_code=0),
+    "SIGINT": Fate("SHUTTING_DOWN", _signal(signal.SIGINT), exit_code=0),
+    "SIGQUIT": Fate("SHUTTING_DOWN", _signal(signal.SIGQUIT), exit_code=0),
+    "SIGHUP": Fate("SHUTTING_DOWN", _signal(signal.SIGHUP)),
+    "the worker is recycled": Fate("SHUTTING_DOWN", _signal_the_worker(signal.SIGTERM)),
+    "the worker is killed": Fate("", _signal_the_worker(signal.SIGKILL)),
+}
+FATED: list[type[Client]] = [ReadsEverything, Leaves, TwoReaders, Chats, ChatsWhole, LeavesWhole]
+
+
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+@pytest.mark.parametrize("name", FATES)
+def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_class: str) -> None:
+    fate = FATES[name]
+    env = LIMITS | {"ENDSTOP_MAX_QUEUE": "16", "ENDSTOP_DRAIN_S": "1"} | dict(fate.env)
+    with running_server(tmp_path, worker_class, env=env) as server, contextlib.ExitStack() as stack:
+
+        def ask(client: type[Client], prompt: str, seed: int = 0) -> Client:
+            asked = {"prompt": prompt, "max_tokens": ANSWER_LENGTH, "temperature": 1.0, "seed": seed}
+            made = client(server, asked)
+            stack.callback(made.close)
+            return made
+
+        decoding = ask(ReadsEverything, "hello", MARK)
+        bring_to(server, "decoding")
+        prefilling = ask(ReadsEverything, LONG_PROMPT)
+        step(server)
+        clients = [decoding, prefilling, *(ask(client, "hello") for client in FATED)]
+        for client in clients:
+            client.on_stage()
+        num_accepted = server.stats()["num_accepted"]
+        assert num_accepted == len(clients)
+        fate.strike(server)
+        for client in clients:
+            if fate.code:
+                assert set(client.verdicts()) <= {fate.code}
+            elif client.stays:
+                for stream in client.connections:
+                    body = stream.read_all() if client.is_native else stream.read_until(b"")
+                    assert b"[DONE]" not in body
+                    assert not stream.is_complete, "a body that was cut must not look whole"
+        if fate.exit_code is not None:
+            assert server.wait_exit() == fate.exit_code
+        else:
+            server.wait_for(lambda: is_new(server), "another worker is ready")
+            assert server.process.poll() is None
+        if fate.code:
+            assert server.log().count(" outcome=") == num_accepted, "one outcome for each request"
+        if fate.code == "STALLED":
+            assert "in forward" in server.log(), "the stacks name the place"
+
+
+def is_new(server: Server) -> bool:
+    """Whether a worker answers that has not computed anything yet, and is ready."""
+    try:
+        return server.get("/ready").status_code == 200 and server.stats()["steps"] == 0
+    except requests.RequestException:
+        return False
