@@ -252,6 +252,7 @@ class ChatsWhole(Chats):
 
     def send(self) -> None:
         self.connections.append(RawStream(self.server, "POST", "/v1/chat/completions", self.messages))
+        self.server.wait_for(lambda: bool(self.server.stats()["streams"] > self.num_others), "it was accepted")
 
     def verdicts(self) -> list[str]:
         (stream,) = self.connections
@@ -534,6 +535,7 @@ def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_cl
             asked = {"prompt": prompt, "max_tokens": ANSWER_LENGTH, "temperature": 1.0, "seed": seed}
             made = client(server, asked)
             stack.callback(made.close)
+            made.on_stage()
             return made
 
         decoding = ask(ReadsEverything, "hello", MARK)
@@ -541,8 +543,6 @@ def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_cl
         prefilling = ask(ReadsEverything, LONG_PROMPT)
         step(server)
         clients = [decoding, prefilling, *(ask(client, "hello") for client in FATED)]
-        for client in clients:
-            client.on_stage()
         num_accepted = server.stats()["num_accepted"]
         assert num_accepted == len(clients)
         fate.strike(server)

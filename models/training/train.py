@@ -43,7 +43,7 @@ class Recipe:
     """
 
     seed: int = 20
-    num_threads: int = 2
+    num_threads: int = 1
     precision: str = "bf16"
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -59,7 +59,7 @@ class Recipe:
     rows_per_step: int = 16
     verse_rows: int = 2
     long_every: int = 16
-    num_steps: int = 2800
+    num_steps: int = 2400
     decay_steps: int = 600
     warmup_steps: int = 150
     peak_lr: float = 1.5e-3
