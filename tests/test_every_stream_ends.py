@@ -551,9 +551,7 @@ def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_cl
                 assert set(client.verdicts()) <= {fate.code}
             elif client.stays:
                 for stream in client.connections:
-                    body = stream.read_all() if client.is_native else stream.read_until(b"")
-                    assert b"[DONE]" not in body
-                    assert not stream.is_complete, "a body that was cut must not look whole"
+                    assert_cut(stream)
         if fate.exit_code is not None:
             assert server.wait_exit() == fate.exit_code
         else:
@@ -563,6 +561,16 @@ def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_cl
             assert server.log().count(" outcome=") == num_accepted, "one outcome for each request"
         if fate.code == "STALLED":
             assert "in forward" in server.log(), "the stacks name the place"
+
+
+def assert_cut(stream: RawStream) -> None:
+    """The connection ends, and nothing that was read looks like a whole answer."""
+    while not stream.is_eof:
+        stream._receive()
+    if stream._received.startswith(b"HTTP") or stream._head is not None:
+        body = stream.read_all()
+        assert b"[DONE]" not in body
+        assert not stream.is_complete, "a body that was cut must not look whole"
 
 
 def is_new(server: Server) -> bool:
