@@ -92,10 +92,11 @@ Script = Callable[[Peer], None]
 
 
 class ScriptedServer:
-    """Serves scripts by method and path; anything else is a 404. `scripts` may be changed while it runs."""
+    """Serves scripts by method and path, `otherwise` for anything else. `scripts` may be changed while it runs."""
 
-    def __init__(self, scripts: Mapping[str, Script]) -> None:
+    def __init__(self, scripts: Mapping[str, Script], otherwise: Script | None = None) -> None:
         self.scripts = dict(scripts)
+        self.otherwise = otherwise or _not_found
         self.requests: list[Request] = []
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -135,7 +136,7 @@ class ScriptedServer:
                 if request is None:
                     return  # connected and left
                 self.requests.append(request)
-                script = self.scripts.get(f"{request.method} {request.path}", _not_found)
+                script = self.scripts.get(f"{request.method} {request.path}", self.otherwise)
                 script(Peer(request, connection))
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the client left in the middle; a test that cares about it waits for it

@@ -19,7 +19,7 @@ LEVELS = [
     {"worker.web"},
     # what starts a process, or talks to one from outside: nobody imports these
     {"worker.process", "worker.__main__", "worker.client", "worker.chat", "app", "wsgi"}
-    | {"worker.check", "worker.spawn", "worker.recording", "worker.rules"},
+    | {"worker.check", "worker.checks", "worker.spawn", "worker.recording", "worker.rules"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 TOP = len(LEVELS) - 1

@@ -117,6 +117,33 @@ def test_the_limit_holds_while_the_server_talks() -> None:
     assert recording.reads[-1][0] <= 0.3
 
 
+def test_the_checker_leaves_when_it_has_seen_enough() -> None:
+    left = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.chunk(HELLO[0])
+        peer.chunk(HELLO[1])
+        assert peer.wait_until_left()
+        left.set()
+
+    with ScriptedServer({"POST /execute": script}) as server, Client(server.url) as client:
+        url = f"{server.url}/execute"
+        recording = record(client.session, "POST", url, {}, limit_s=WAIT_S, leave_at=lambda event: "Hel" in event.data)
+    assert (recording.ending, recording.detail) == ("left", "the checker left it")
+    assert b"".join(data for _, data in recording.reads) == HELLO[0] + HELLO[1]
+    assert left.is_set()
+
+
+def test_a_request_may_be_no_json() -> None:
+    with ScriptedServer({"POST /execute": lambda peer: peer.json({})}) as server, Client(server.url) as client:
+        headers = {"Last-Event-ID": "7"}
+        record(client.session, "POST", f"{server.url}/execute", body=b'{"a"', headers=headers, limit_s=WAIT_S)
+        (request,) = server.requests
+    assert request.body == b'{"a"'
+    assert request.headers["last-event-id"] == "7"
+
+
 def test_a_flood_is_not_recorded_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording_module, "MAX_RECORDED_BYTES", 1000)
 

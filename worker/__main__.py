@@ -35,22 +35,77 @@ def serve(port: int | None, model: str | None) -> None:
 @cli.command()
 @click.argument("url", required=False)
 @click.option("--worker-class", type=click.Choice(["gevent", "gthread"]), help="Of the server that is started.")
-@click.option("--prompt", default="Once upon a time", help="What both streams are asked.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=64, help="Tokens of each stream.")
-@click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=30.0, help="For both streams together.")
+@click.option(
+    "--api", type=click.Choice(["auto", "native", "openai"]), default="auto", help="The wire format to check."
+)
+@click.option("--model", help="Named in OpenAI requests; else the first one that the server lists.")
 @click.option("--api-key", help="Sent as a bearer token.")
+@click.option("--prompt", default="Once upon a time", help="What the plain stream of each format is asked.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, help="Tokens of each plain stream.")
+@click.option("--context-tokens", type=click.IntRange(min=1), help="What the model has room for, prompt and answer.")
+@click.option(
+    "--limit-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    help="For all that one check asks, the plain stream included; what has no answer by then fails.",
+)
+@click.option(
+    "--watch-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    help="How long a crowd of streams is watched; more than 12 can tell whether those who wait hear of it.",
+)
+@click.option("--crowd", type=click.IntRange(min=2), default=32, help="How many streams the crowd has.")
+@click.option("--only", help="Names of checks, separated by commas.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+@click.option("--list", "is_list", is_flag=True, help="Print the checks and stop.")
 def check(
-    url: str | None, worker_class: str | None, prompt: str, max_tokens: int, limit_s: float, api_key: str | None
+    url: str | None,
+    worker_class: str | None,
+    api: str,
+    model: str | None,
+    api_key: str | None,
+    prompt: str,
+    max_tokens: int,
+    context_tokens: int | None,
+    limit_s: float,
+    watch_s: float,
+    crowd: int,
+    only: str | None,
+    as_json: bool,
+    is_list: bool,
 ) -> None:
-    """Hold the server at URL against the stream contract; without a URL, one that is started for it."""
-    from worker.check import run_check
+    """Hold the server at URL against the stream contract; without a URL, one that is started for it.
 
+    The server may be ours or another's, in the native or in OpenAI's wire format. Exits with 0 when every check has
+    passed or was skipped with a reason, with 1 when one has failed, with 2 when the command is wrong.
+    """
+    from worker.check import Options, run_check, show_list
+    from worker.checks.asking import Limits
+    from worker.checks.table import CHECKS
+
+    if is_list:
+        show_list()
+        return
     if url is not None and worker_class is not None:
         raise click.UsageError("--worker-class is for a server that is started here; leave out the URL")
-    is_passed = run_check(
-        url, worker_class=worker_class, prompt=prompt, max_tokens=max_tokens, limit_s=limit_s, api_key=api_key
+    if url is not None and "://" in url and not url.startswith(("http://", "https://")):
+        raise click.UsageError(f"a URL starts with http:// or https://, not {url!r}")
+    names = [name.strip() for name in only.split(",")] if only else []
+    unknown = set(names) - {each.name for each in CHECKS}
+    if unknown:
+        raise click.UsageError(f"there is no check {', '.join(sorted(unknown))}; --list shows them")
+    options = Options(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        api=api,
+        model=model,
+        api_key=api_key,
+        only=names,
+        context_tokens=context_tokens,
+        limits=Limits(check_s=limit_s, watch_s=watch_s, crowd=crowd),
     )
-    sys.exit(0 if is_passed else 1)
+    sys.exit(0 if run_check(url, options, worker_class=worker_class, as_json=as_json) else 1)
 
 
 @cli.command()

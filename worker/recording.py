@@ -43,7 +43,7 @@ class Recording:
         status: The HTTP status; None when there was no answer.
         headers: With names in lower case.
         reads: (seconds since the request was sent, bytes), as the reads of the socket brought them.
-        ending: "eof", "cut", or "stopped" when the checker had to give up.
+        ending: "eof", "cut", "left" when the checker had seen enough, or "stopped" when it had to give up.
         ended_at_s: When, in the seconds of `reads`.
         detail: Why it was cut or stopped, or why there was no answer.
     """
@@ -64,11 +64,16 @@ def record(
     *,
     limit_s: float,
     show: Callable[[ServerSentEvent], None] = lambda event: None,
+    leave_at: Callable[[ServerSentEvent], bool] = lambda event: False,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> Recording:
-    """Send one request and write down what comes, for at most `limit_s`.
+    """Send one request and write down what comes, for at most `limit_s`, or until `leave_at` is true of an event.
 
-    A thread reads, so that the limit holds wherever the server stops talking, in the middle of a header too, and
-    so that a slow terminal is not taken for a slow server. `show` is called in the caller's thread.
+    The body is `fields` as JSON, or `body` as it is: a request that is no JSON has to be sent too.
+
+    A thread reads, so that the limit holds wherever the server stops talking, in the middle of a header too, and so
+    that a slow terminal is not taken for a slow server. `show` and `leave_at` are called in the caller's thread.
     """
     sent_at = time.monotonic()
     # (seconds, bytes), and last (seconds, (ending, detail)).
@@ -82,7 +87,14 @@ def record(
         num_bytes = 0
         try:
             response = session.request(
-                method, url, json=fields, stream=True, timeout=(limit_s, limit_s), allow_redirects=False
+                method,
+                url,
+                json=fields,
+                data=body,
+                headers=headers,
+                stream=True,
+                timeout=(limit_s, limit_s),
+                allow_redirects=False,
             )
         except requests.exceptions.RequestException as error:
             put(("cut", why_unanswered(error, limit_s, limit_s)))
@@ -114,8 +126,13 @@ def record(
                 (ending, detail), ended_at_s = item, at_s
                 break
             reads.append((at_s, item))
+            is_enough = False
             for event in parser.push(item):
                 show(event)
+                is_enough = is_enough or leave_at(event)
+            if is_enough:
+                ending, detail, ended_at_s = "left", "the checker left it", at_s
+                break
     except queue.Empty:
         pass  # the limit, in silence
     finally:
@@ -214,6 +231,11 @@ class Transcript:
         self.events = self.frames[: dones[0]] if dones else self.frames
         self.after_done = self.frames[dones[0] + 1 :] if dones else []
         self.body = b"".join(data for _, data in recording.reads).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    @cached_property
+    def numbered(self) -> list[tuple[str | None, str]]:
+        """(id, data) of each event before [DONE]: two readers of one job have to see the same."""
+        return [(frame.sse.id, frame.sse.data) for frame in self.events]
 
     def of_type(self, *types: str) -> list[Frame]:
         return [frame for frame in self.events if frame.type in types]

@@ -42,6 +42,7 @@ Problems = Iterator[str]
 
 @dataclass(frozen=True)
 class Rule:
+    name: str
     promise: str
     problems: Callable[[Transcript], Problems]
 
@@ -249,38 +250,38 @@ def _openai_succeeds(transcript: Transcript) -> Problems:
 
 
 NATIVE_RULES = (
-    Rule("the first event leaves at once", _is_prompt),
-    Rule("the first event is started, and the only one", _native_starts),
-    Rule("ids count from 0 without gaps", _native_ids),
-    Rule("every event is a JSON object", _is_json),
-    Rule("with the fields of its type", _native_fields),
-    Rule("tokens are whole and in order", _native_tokens),
-    Rule("keep-alives come in time", _is_alive),
-    Rule("and end in one newline", _has_no_empty_blocks),
-    Rule("metrics once", _native_metrics),
-    Rule("exactly one terminal event", _native_one_terminal),
-    Rule("nothing after it but [DONE]", _native_terminal_is_last),
-    Rule("[DONE], and nothing after it", _done_is_last),
-    Rule("a clean end of file", _ends_cleanly),
-    Rule("headers that keep proxies from buffering", _native_headers),
-    Rule("text comes, and no failure", _native_succeeds),
+    Rule("prompt", "the first event leaves at once", _is_prompt),
+    Rule("started", "the first event is started, and the only one", _native_starts),
+    Rule("ids", "ids count from 0 without gaps", _native_ids),
+    Rule("json", "every event is a JSON object", _is_json),
+    Rule("fields", "with the fields of its type", _native_fields),
+    Rule("tokens", "tokens are whole and in order", _native_tokens),
+    Rule("alive", "keep-alives come in time", _is_alive),
+    Rule("one-newline", "and end in one newline", _has_no_empty_blocks),
+    Rule("metrics", "metrics once", _native_metrics),
+    Rule("one-terminal", "exactly one terminal event", _native_one_terminal),
+    Rule("terminal-last", "nothing after it but [DONE]", _native_terminal_is_last),
+    Rule("done", "[DONE], and nothing after it", _done_is_last),
+    Rule("eof", "a clean end of file", _ends_cleanly),
+    Rule("headers", "headers that keep proxies from buffering", _native_headers),
+    Rule("succeeds", "text comes, and no failure", _native_succeeds),
 )
 
 OPENAI_RULES = (
-    Rule("the first chunk leaves at once", _is_prompt),
-    Rule("the first chunk brings the role", _openai_role),
-    Rule("no id: and no event: lines", _openai_plain),
-    Rule("every event is a JSON object", _is_json),
-    Rule("chunks have OpenAI's shape", _openai_chunks),
-    Rule("errors have OpenAI's shape", _openai_error_fields),
-    Rule("keep-alives come in time", _is_alive),
-    Rule("and end in one newline", _has_no_empty_blocks),
-    Rule("exactly one finish_reason or error", _openai_one_ending),
-    Rule("nothing after it but usage and [DONE]", _openai_ending_is_last),
-    Rule("usage once, when asked for", _openai_usage),
-    Rule("[DONE], and nothing after it", _done_is_last),
-    Rule("a clean end of file", _ends_cleanly),
-    Rule("text comes, and no failure", _openai_succeeds),
+    Rule("prompt", "the first chunk leaves at once", _is_prompt),
+    Rule("role", "the first chunk brings the role", _openai_role),
+    Rule("plain-lines", "no id: and no event: lines", _openai_plain),
+    Rule("json", "every event is a JSON object", _is_json),
+    Rule("chunks", "chunks have OpenAI's shape", _openai_chunks),
+    Rule("error-fields", "errors have OpenAI's shape", _openai_error_fields),
+    Rule("alive", "keep-alives come in time", _is_alive),
+    Rule("one-newline", "and end in one newline", _has_no_empty_blocks),
+    Rule("one-ending", "exactly one finish_reason or error", _openai_one_ending),
+    Rule("ending-last", "nothing after it but usage and [DONE]", _openai_ending_is_last),
+    Rule("usage-chunk", "usage once, when asked for", _openai_usage),
+    Rule("done", "[DONE], and nothing after it", _done_is_last),
+    Rule("eof", "a clean end of file", _ends_cleanly),
+    Rule("succeeds", "text comes, and no failure", _openai_succeeds),
 )
 
 
@@ -322,9 +323,9 @@ def judge_openai(recording: Recording, route: str = "POST /v1/chat/completions")
 
 
 def _judge(recording: Recording, route: str, rules: Sequence[Rule]) -> Verdict:
-    refusal = _refusal(recording)
-    if refusal:
-        return Verdict(route, [("it answers with an event stream", [refusal])])
+    why = refusal(recording)
+    if why:
+        return Verdict(route, [("it answers with an event stream", [why])])
     transcript = Transcript(recording)
     texts_at_s = [frame.at_s for frame in transcript.texts]
     return Verdict(
@@ -340,7 +341,7 @@ def _judge(recording: Recording, route: str, rules: Sequence[Rule]) -> Verdict:
     )
 
 
-def _refusal(recording: Recording) -> str:
+def refusal(recording: Recording) -> str:
     """Why there is nothing to judge; empty when there is."""
     if recording.status is None:
         return recording.detail
