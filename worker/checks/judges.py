@@ -6,7 +6,7 @@ answer that broke another one is judged as far as it goes, so that one broken th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,6 @@ from worker.checks.dialects import Answer, body_of, why_refused
 from worker.checks.probes import (
     BUSY,
     FEW_TOKENS,
-    NO_SUCH_MODEL,
     Cancelled,
     CannotTell,
     Company,
@@ -139,6 +138,7 @@ def text_is_text(pairs: Sequence[Pair], limits: Limits) -> Problems:
     num_told = 0
     for pair in pairs:
         stream, other = pair.stream, pair.other
+        num_told += bool(stream.failure or beyond_ascii(stream.text) or beyond_ascii(other.text))
         if stream.failure:
             yield stream.failure
             continue
@@ -156,7 +156,6 @@ def text_is_text(pairs: Sequence[Pair], limits: Limits) -> Problems:
             yield f"{num_broken} replacement characters came, {num_due} in the other answer: {_quote(stream.text)}"
         elif not other.failure and beyond_ascii(stream.text) != beyond_ascii(other.text):
             yield f"the stream says {_quote(stream.text)}, the other answer {_quote(other.text)}"
-        num_told += bool(beyond_ascii(stream.text) or beyond_ascii(other.text))
     if not num_told:
         raise CannotTell("the model answers in ASCII alone")
 
@@ -194,73 +193,60 @@ def reproducible(evidence: Seeds, limits: Limits) -> Problems:
             f"the same seed gave {_quote(evidence.first.text[place:])} and {_quote(evidence.again.text[place:])} "
             f"from character {place} on"
         )
+    elif evidence.first.text == evidence.other.text:
+        raise CannotTell("another seed gave the same text too: perhaps nothing is sampled")
 
 
 # --- Refusals ---
 
 
-def refused_natively(evidence: Refusal, limits: Limits) -> Problems:
-    why = _not_refused(evidence)
-    if why:
-        yield why
-        return
-    errors = (json_object(body_of(evidence.recording)) or {}).get("errors")
-    if not isinstance(errors, list) or not errors or not all(_is_field_error(entry) for entry in errors):
-        yield (
-            f"{evidence.what} is refused without a list of errors with field, constraint and message: "
-            f"{_said(evidence.recording)}"
-        )
-        return
-    fields = [str(entry["field"]) for entry in errors]
-    if evidence.names and not set(evidence.names) & set(fields):
-        yield f"{evidence.what} is refused without naming {evidence.names[0]}: {_said(evidence.recording)}"
-
-
-def _is_field_error(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"field", "constraint", "message"} <= entry.keys() and bool(entry["message"])
-
-
-def refused_like_openai(evidence: Refusal, limits: Limits) -> Problems:
-    why = _not_refused(evidence)
-    if why:
-        yield why
-        return
-    error = (json_object(body_of(evidence.recording)) or {}).get("error")
-    if not isinstance(error, dict) or not {"message", "type", "param", "code"} <= error.keys() or not error["message"]:
-        yield (
-            f"{evidence.what} is refused without an error object of message, type, param and code: "
-            f"{_said(evidence.recording)}"
-        )
-        return
-    said = f"{error['message']} {error['param']}"
-    if evidence.names and not any(name in said for name in evidence.names):
-        yield f"{evidence.what} is refused without naming {evidence.names[0]}: {_said(evidence.recording)}"
-
-
-def _not_refused(evidence: Refusal) -> str:
-    status = evidence.recording.status
+def refused(evidence: Refusal, limits: Limits) -> Problems:
+    status, said = evidence.recording.status, _said(evidence.recording)
     if status is None:
-        return f"{evidence.what}: {evidence.recording.detail}"
-    if status < 400:
-        return f"{evidence.what} is not refused: it was answered with {status}"
-    if status >= 500:
-        return f"{evidence.what} is answered with {status}, a failure of the server: {_said(evidence.recording)}"
-    return ""
+        yield f"{evidence.what}: {evidence.recording.detail}"
+    elif status < 400:
+        yield f"{evidence.what} is not refused: it was answered with {status}"
+    elif status >= 500:
+        yield f"{evidence.what} is answered with {status}, a failure of the server: {said}"
+    elif evidence.names and not any(name.encode() in body_of(evidence.recording) for name in evidence.names):
+        yield f"{evidence.what} is refused without naming {evidence.names[0]}: {said}"
+
+
+def refusals_have_shape(evidence: Mapping[str, Refusal], limits: Limits) -> Problems:
+    """Native refusals have a list of errors, OpenAI's an error object; either names what a program needs."""
+    refusals = [one for one in evidence.values() if one.recording.status and 400 <= one.recording.status < 500]
+    if not refusals:
+        raise CannotTell("nothing was refused")
+    for one in refusals:
+        why = _shape_problem(json_object(body_of(one.recording)) or {}, is_native="unknown-model" not in evidence)
+        if why:
+            yield f"{one.what} is refused without {why}: {_said(one.recording)}"
+
+
+def _shape_problem(body: Mapping[str, Any], is_native: bool) -> str:
+    if is_native:
+        errors = body.get("errors")
+        if isinstance(errors, list) and errors and all(_has_text(e, "field", "constraint", "message") for e in errors):
+            return ""
+        return "a list of errors with field, constraint and message"
+    error = body.get("error")
+    if _has_text(error, "message", "type") and isinstance(error, dict) and {"param", "code"} <= error.keys():
+        return ""
+    return "an error object of message, type, param and code"
+
+
+def _has_text(value: Any, *names: str) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) and value[name] for name in names)
 
 
 def _said(recording: Recording) -> str:
     return f"{recording.status} {body_of(recording)[:120].decode('utf-8', 'replace').strip()}"
 
 
-def too_long_natively(evidence: TooLong, limits: Limits) -> Problems:
-    yield from _taken(evidence) if evidence.recording.status == 200 else refused_natively(evidence, limits)
-
-
-def too_long_like_openai(evidence: TooLong, limits: Limits) -> Problems:
-    yield from _taken(evidence) if evidence.recording.status == 200 else refused_like_openai(evidence, limits)
-
-
-def _taken(evidence: TooLong) -> Problems:
+def too_long(evidence: TooLong, limits: Limits) -> Problems:
+    if evidence.recording.status != 200:
+        yield from refused(evidence, limits)
+        return
     num_tokens = evidence.answer.count("prompt_tokens")
     if num_tokens is not None and num_tokens < evidence.num_words:
         yield f"{evidence.what} was cut in silence, to {num_tokens} tokens"
@@ -371,8 +357,8 @@ def lists_models(recording: Recording, limits: Limits) -> Problems:
     data = listing.get("data")
     if listing.get("object") != "list" or not isinstance(data, list) or not all(_is_model(entry) for entry in data):
         yield f"it is no list of models with ids: {_said(recording)}"
-    elif any(entry["id"] == NO_SUCH_MODEL for entry in data):
-        raise CannotTell(f"it lists {NO_SUCH_MODEL}")
+    elif not data:
+        yield "it lists no model, and answers all the same"
 
 
 def _is_model(entry: Any) -> bool:

@@ -170,28 +170,24 @@ class Refusal:
     names: Sequence[str] = ()
 
 
-def malformed_json(scene: Scene) -> Refusal:
-    """A body that is cut before its last brace."""
-    ask = malformed(scene.dialect.stream(scene.prompt, FEW_TOKENS))
-    return Refusal("malformed JSON", scene.asker.ask(ask))
-
-
-def impossible_value(scene: Scene) -> Refusal:
-    """A temperature below 0."""
-    ask = scene.dialect.stream(scene.prompt, FEW_TOKENS, temperature=-1)
-    return Refusal("temperature -1", scene.asker.ask(ask), ["temperature"])
-
-
-def unknown_field(scene: Scene) -> Refusal:
-    """A parameter that no server has: it may matter to the client, so it must not be ignored."""
-    ask = with_fields(scene.dialect.stream(scene.prompt, FEW_TOKENS, **GREEDY), **{NO_SUCH_FIELD: 1})
-    return Refusal(f"the unknown field {NO_SUCH_FIELD}", scene.asker.ask(ask), [NO_SUCH_FIELD])
-
-
-def unknown_model(scene: Scene) -> Refusal:
-    """A model that no server has."""
-    ask = with_fields(scene.dialect.stream(scene.prompt, FEW_TOKENS, **GREEDY), model=NO_SUCH_MODEL)
-    return Refusal(f"the unknown model {NO_SUCH_MODEL}", scene.asker.ask(ask), [NO_SUCH_MODEL])
+def refusals(scene: Scene) -> dict[str, Refusal]:
+    """Requests that cannot be served, by the check that looks at what comes of them."""
+    dialect = scene.dialect
+    plain = dialect.stream(scene.prompt, FEW_TOKENS, **GREEDY)
+    asks: dict[str, tuple[str, Ask, Sequence[str]]] = {
+        "malformed": ("malformed JSON", malformed(plain), ()),
+        "bad-value": ("temperature -1", with_fields(plain, temperature=-1), ["temperature"]),
+        # A parameter that no server has: it may matter to the client, so it must not be ignored.
+        "unknown-field": (
+            f"the unknown field {NO_SUCH_FIELD}",
+            with_fields(plain, **{NO_SUCH_FIELD: 1}),
+            [NO_SUCH_FIELD],
+        ),
+    }
+    if isinstance(dialect, OpenAI):
+        what = f"the unknown model {NO_SUCH_MODEL}"
+        asks["unknown-model"] = (what, with_fields(plain, model=NO_SUCH_MODEL), [NO_SUCH_MODEL])
+    return {name: Refusal(what, scene.asker.ask(ask), names) for name, (what, ask, names) in asks.items()}
 
 
 @dataclass(frozen=True)

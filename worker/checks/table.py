@@ -12,7 +12,7 @@ from typing import Any
 
 from worker.checks import judges, probes
 from worker.checks.asking import Limits
-from worker.checks.probes import CannotTell, Scene
+from worker.checks.probes import CannotTell, Refusal, Scene
 from worker.recording import Transcript
 from worker.rules import NATIVE_RULES, OPENAI_RULES, Rule, refusal
 
@@ -66,6 +66,10 @@ def _rule_check(rule: Rule, api: str, route: str) -> Check:
     return Check(rule.name, api, route, rule.promise, probes.plain, judge, needs_plain=False)
 
 
+def _refusal_judge(name: str) -> Callable[[Mapping[str, Refusal], Limits], Iterable[str]]:
+    return lambda refusals, limits: judges.refused(refusals[name], limits)
+
+
 def _crowd_measures(crowd: Any) -> dict[str, Any]:
     return {
         "num_streams": len(crowd.streams),
@@ -80,7 +84,7 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 1)
 
 
-def _common_checks(api: str, route: str, refused: Any, too_long: Any, other_way: str) -> Iterator[Check]:
+def _common_checks(api: str, route: str, other_way: str) -> Iterator[Check]:
     """The checks that both formats have."""
 
     def check(name: str, promise: str, probe: Any, judge: Any, measure: Any = lambda evidence: {}) -> Check:
@@ -99,9 +103,16 @@ def _common_checks(api: str, route: str, refused: Any, too_long: Any, other_way:
         judges.reproducible,
         lambda seeds: {"another_seed_differs": seeds.first.text != seeds.other.text},
     )
-    yield check("malformed", "malformed JSON is refused, in shape", probes.malformed_json, refused)
-    yield check("bad-value", "an impossible value is refused by name", probes.impossible_value, refused)
-    yield check("unknown-field", "an unknown field is refused, not ignored", probes.unknown_field, refused)
+    refused = [
+        ("malformed", "malformed JSON is refused"),
+        ("bad-value", "an impossible value is refused by name"),
+        ("unknown-field", "an unknown field is refused, not ignored"),
+    ]
+    if api == "openai":
+        refused.append(("unknown-model", "an unknown model is refused by name"))
+    for name, promise in refused:
+        yield check(name, promise, probes.refusals, _refusal_judge(name))
+    yield check("error-shape", "refusals are for programs too", probes.refusals, judges.refusals_have_shape)
     yield check(
         "isolated",
         "streams at once do not mix",
@@ -113,7 +124,7 @@ def _common_checks(api: str, route: str, refused: Any, too_long: Any, other_way:
     yield check("queued-alive", "who waits in the queue hears of it", probes.crowd, judges.alive_while_waiting)
     yield check("freed", "leaving frees the capacity", probes.crowd, judges.capacity_freed, _crowd_measures)
     # Last: a server that takes such a prompt has work for a while.
-    yield check("too-long", "a prompt that cannot fit is refused", probes.too_long, too_long)
+    yield check("too-long", "a prompt that cannot fit is refused", probes.too_long, judges.too_long)
 
 
 def _native_checks() -> Iterator[Check]:
@@ -133,7 +144,7 @@ def _native_checks() -> Iterator[Check]:
         judges.cancelled_at_once,
         lambda cancelled: {"ended_after_ms": _ms(cancelled.ended_after_s)},
     )
-    yield from _common_checks(api, route, judges.refused_natively, judges.too_long_natively, "through a job")
+    yield from _common_checks(api, route, "through a job")
 
 
 def _openai_checks() -> Iterator[Check]:
@@ -143,19 +154,7 @@ def _openai_checks() -> Iterator[Check]:
         check = _rule_check(rule, api, route)
         yield replace(check, probe=probes.plain_with_usage) if rule.name == "usage-chunk" else check
     yield Check("models", api, "GET /v1/models", "the models are listed", probes.models, judges.lists_models)
-    *others, too_long = _common_checks(
-        api, route, judges.refused_like_openai, judges.too_long_like_openai, "in one piece"
-    )
-    yield from others
-    yield Check(
-        "unknown-model",
-        api,
-        route,
-        "an unknown model is refused by name",
-        probes.unknown_model,
-        judges.refused_like_openai,
-    )
-    yield too_long
+    yield from _common_checks(api, route, "in one piece")
 
 
 CHECKS: tuple[Check, ...] = (*_native_checks(), *_openai_checks())
