@@ -25,7 +25,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-check: $(VENV)/.runtime  ## stream from a server of its own, under both worker classes, and judge it
+check: $(VENV)/.runtime  ## hold a server of its own, under both worker classes, against every check
 	$(BIN)/python -m worker check --worker-class gevent
 	$(BIN)/python -m worker check --worker-class gthread
 

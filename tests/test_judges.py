@@ -88,24 +88,36 @@ def test_a_malformed_request_is_no_json() -> None:
 # --- How tokens arrive ---
 
 
+PACED = said(*"x" * 20)
+BURST = said(*"x" * 20, at_s=[1.0 + 0.002 * n for n in range(20)])
+
+
 def test_tokens_at_a_pace_are_no_burst() -> None:
-    assert problems(judges.incremental, said(*"x" * 20)) == []
+    assert problems(judges.incremental, Pair(PACED, PACED)) == []
 
 
 def test_a_slow_first_token_is_no_burst() -> None:
-    assert problems(judges.incremental, said(*"x" * 20, at_s=[1.0 + 0.005 * n for n in range(20)])) == []
+    slow = said(*"x" * 20, at_s=[1.0 + 0.005 * n for n in range(20)])
+    assert problems(judges.incremental, Pair(slow, slow)) == []
+
+
+def test_a_first_token_that_is_late_once_is_no_burst() -> None:
+    assert problems(judges.incremental, Pair(BURST, PACED)) == []
+    assert problems(judges.incremental, Pair(PACED, BURST)) == []
 
 
 def test_all_tokens_in_the_last_moment_are_a_burst() -> None:
-    (problem,) = problems(judges.incremental, said(*"x" * 20, at_s=[1.0 + 0.002 * n for n in range(20)]))
+    (problem,) = problems(judges.incremental, Pair(BURST, BURST))
     assert problem == "all 20 tokens came within the last 38 ms of 1038 ms: in one burst, not one by one"
     # One piece that stands for many, as its usage says.
-    assert problems(judges.incremental, said("xx", at_s=[1.0], usage={"completion_tokens": 64}))
+    one = said("xx", at_s=[1.0], usage={"completion_tokens": 64})
+    assert problems(judges.incremental, Pair(one, one))
 
 
 def test_few_or_quick_tokens_tell_nothing() -> None:
-    assert "needed to tell" in why_not(judges.incremental, said(*"x" * 15))
-    assert "too quick to tell" in why_not(judges.incremental, said(*"x" * 20, at_s=[0.001] * 20))
+    few, quick = said(*"x" * 15), said(*"x" * 20, at_s=[0.001] * 20)
+    assert "needed to tell" in why_not(judges.incremental, Pair(few, few))
+    assert "too quick to tell" in why_not(judges.incremental, Pair(quick, quick))
 
 
 # --- Stop strings ---

@@ -96,16 +96,16 @@ NATIVE_VIOLATIONS = [
     (
         "a token after the end",
         numbered([STARTED, *TOKENS, METRICS, {**END, "tokens_out": 3}, token("!", 2)]),
-        "nothing after it but [DONE]: * came after the terminal event",
+        "nothing but [DONE] after the terminal event: * came after the terminal event",
     ),
     (
         "metrics after the end",
         numbered([STARTED, *TOKENS, END, METRICS]),
-        "nothing after it but [DONE]: * came after the terminal event",
+        "nothing but [DONE] after the terminal event: * came after the terminal event",
     ),
-    ("no [DONE]", HELLO[:-1], "[DONE], and nothing after it: there is no [DONE]"),
-    ("[DONE] twice", [*HELLO, HELLO[-1]], "[DONE], and nothing after it: '[DONE]' came after [DONE]"),
-    ("an event after [DONE]", [*HELLO, sse(METRICS, 5)], "[DONE], and nothing after it: * came after [DONE]"),
+    ("no [DONE]", HELLO[:-1], "[DONE] comes, and nothing after it: there is no [DONE]"),
+    ("[DONE] twice", [*HELLO, HELLO[-1]], "[DONE] comes, and nothing after it: '[DONE]' came after [DONE]"),
+    ("an event after [DONE]", [*HELLO, sse(METRICS, 5)], "[DONE] comes, and nothing after it: * came after [DONE]"),
     (
         "a keep-alive after [DONE]",
         [*HELLO, b": ping\n"],
@@ -119,17 +119,17 @@ NATIVE_VIOLATIONS = [
     (
         "a keep-alive with a blank line",
         [HELLO[0], b": ping\n\n", *HELLO[1:]],
-        "and end in one newline: a blank line without an event before it *",
+        "keep-alives end in one newline: a blank line without an event before it *",
     ),
     (
         "a retry block of its own",
         [b"retry: 3000\n\n", *HELLO],
-        "and end in one newline: a blank line without an event before it *",
+        "keep-alives end in one newline: a blank line without an event before it *",
     ),
     (
         "three newlines",
         [HELLO[0], b"\n", *HELLO[1:]],
-        "and end in one newline: a blank line without an event before it *",
+        "keep-alives end in one newline: a blank line without an event before it *",
     ),
     (
         "an event that is not JSON",
@@ -149,17 +149,17 @@ NATIVE_VIOLATIONS = [
     (
         "an event without a type",
         numbered([STARTED, {"t": "x"}, *TOKENS, METRICS, END]),
-        "with the fields of its type: an event is not a JSON object with a type: *",
+        "events have the fields of their type: an event is not a JSON object with a type: *",
     ),
     (
         "a token without its index",
         numbered([STARTED, without(TOKENS[0], "i"), METRICS, END]),
-        "with the fields of its type: field 'i' of a 'token' event is missing",
+        "events have the fields of their type: field 'i' of a 'token' event is missing",
     ),
     (
         "an end without usage",
         numbered([STARTED, *TOKENS, METRICS, without(END, "usage")]),
-        "with the fields of its type: field 'usage' of a 'end' event is missing",
+        "events have the fields of their type: field 'usage' of a 'end' event is missing",
     ),
     (
         "a lost token",
@@ -226,9 +226,9 @@ def test_a_violation_of_the_native_contract(frames: list[bytes], problem: str) -
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        ({"code": "ODD"}, "with the fields of its type: error code 'ODD' is not in the contract"),
-        ({"message": ""}, "with the fields of its type: an error event has no message"),
-        ({"usage": None}, "with the fields of its type: an error event has no usage"),
+        ({"code": "ODD"}, "events have the fields of their type: error code 'ODD' is not in the contract"),
+        ({"message": ""}, "events have the fields of their type: an error event has no message"),
+        ({"usage": None}, "events have the fields of their type: an error event has no usage"),
     ],
 )
 def test_an_error_has_fields_too(error: dict[str, Any], problem: str) -> None:
@@ -309,12 +309,12 @@ def test_an_empty_stream_breaks_what_it_should() -> None:
     assert judge_native(recorded([])).problems == [
         "the first event is started, and the only one: the first event is missing",
         "exactly one terminal event: there is neither an end nor an error",
-        "[DONE], and nothing after it: there is no [DONE]",
+        "[DONE] comes, and nothing after it: there is no [DONE]",
         "text comes, and no failure: no text came",
     ]
     assert judge_openai(recorded([])).problems == [
         "exactly one finish_reason or error: there is neither a finish_reason nor an error",
-        "[DONE], and nothing after it: there is no [DONE]",
+        "[DONE] comes, and nothing after it: there is no [DONE]",
         "text comes, and no failure: no text came",
     ]
 
@@ -429,12 +429,12 @@ OPENAI_VIOLATIONS = [
     (
         "text after the finish_reason",
         [ROLE, *TEXTS, FINISH, TEXTS[0], USAGE_CHUNK, CHAT_DONE],
-        "nothing after it but usage and [DONE]: * came after the ending",
+        "nothing but usage and [DONE] after the ending: * came after the ending",
     ),
     (
         "an empty chunk after the finish_reason",
         [ROLE, *TEXTS, FINISH, sse(chunk()), USAGE_CHUNK, CHAT_DONE],
-        "nothing after it but usage and [DONE]: * came after the ending",
+        "nothing but usage and [DONE] after the ending: * came after the ending",
     ),
     (
         "no usage",
@@ -451,13 +451,13 @@ OPENAI_VIOLATIONS = [
         [ROLE, USAGE_CHUNK, *TEXTS, FINISH, CHAT_DONE],
         "usage once, when asked for: the usage came before the finish_reason",
     ),
-    ("no [DONE]", CHAT[:-1], "[DONE], and nothing after it: there is no [DONE]"),
-    ("[DONE] twice", [*CHAT, CHAT_DONE], "[DONE], and nothing after it: '[DONE]' came after [DONE]"),
-    ("a chunk after [DONE]", [*CHAT, USAGE_CHUNK], "[DONE], and nothing after it: * came after [DONE]"),
+    ("no [DONE]", CHAT[:-1], "[DONE] comes, and nothing after it: there is no [DONE]"),
+    ("[DONE] twice", [*CHAT, CHAT_DONE], "[DONE] comes, and nothing after it: '[DONE]' came after [DONE]"),
+    ("a chunk after [DONE]", [*CHAT, USAGE_CHUNK], "[DONE] comes, and nothing after it: * came after [DONE]"),
     (
         "a keep-alive with a blank line",
         [ROLE, b": ping\n\n", *CHAT[1:]],
-        "and end in one newline: a blank line without an event before it *",
+        "keep-alives end in one newline: a blank line without an event before it *",
     ),
     ("bytes behind the end", [*CHAT, b"data: x\n"], "a clean end of file: behind the last event there are bytes *"),
     (

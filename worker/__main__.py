@@ -53,7 +53,7 @@ def serve(port: int | None, model: str | None) -> None:
     "--watch-s",
     type=click.FloatRange(min=0, min_open=True),
     default=2.0,
-    help="How long a crowd of streams is watched; more than 12 can tell whether those who wait hear of it.",
+    help="How long a crowd of streams is watched, beside the limit; more than 12 shows whether keep-alives come.",
 )
 @click.option("--crowd", type=click.IntRange(min=2), default=32, help="How many streams the crowd has.")
 @click.option("--only", help="Names of checks, separated by commas.")

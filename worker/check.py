@@ -231,10 +231,12 @@ def _show(report: Report, console: Console) -> None:
             verdict = Text(outcome.verdict, style=_STYLES[outcome.verdict])
             checks.add_row(outcome.check.name, Text(outcome.check.promise), verdict)
         console.print(checks)
+    skipped: dict[str, list[str]] = {}
     for outcome in report.outcomes:
         if outcome.verdict == "skipped":
-            told = f"{outcome.check.route}: {outcome.check.name} skipped: {'; '.join(outcome.reasons)}"
-            console.print(Text(printable(told), style="dim"))
+            skipped.setdefault("; ".join(outcome.reasons), []).append(outcome.check.name)
+    for reason, names in skipped.items():
+        console.print(Text(printable(f"{plain.route}: {', '.join(names)} skipped: {reason}"), style="dim"))
 
 
 def show_list(console: Console | None = None) -> None:

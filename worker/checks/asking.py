@@ -73,9 +73,9 @@ class Asker:
         self._api_key = api_key
         self.begin()
 
-    def begin(self) -> None:
-        """A check begins; all that it asks has to be answered within its limit."""
-        self._give_up_at = time.monotonic() + self.limits.check_s
+    def begin(self, watch_s: float = 0.0) -> None:
+        """A check begins; all that it asks has to be answered within its limit, and the time that it only watches."""
+        self._give_up_at = time.monotonic() + self.limits.check_s + watch_s
 
     @property
     def remaining_s(self) -> float:

@@ -51,18 +51,30 @@ def _is_refused(answer: Answer) -> bool:
 # --- One stream ---
 
 
-def incremental(answer: Answer, limits: Limits) -> Problems:
+def incremental(evidence: Pair, limits: Limits) -> Problems:
+    """Whether text was held back: in both streams, because a first token may be late once, for a reason of its own."""
+    if evidence.other.failure:
+        yield f"asked again: {evidence.other.failure}"
+        return
+    bursts = [_burst(answer, limits) for answer in (evidence.stream, evidence.other)]
+    if all(bursts):
+        yield bursts[-1]
+
+
+def _burst(answer: Answer, limits: Limits) -> str:
+    """How the text came all at once; empty when it did not."""
     num_tokens = answer.count("completion_tokens") or len(answer.pieces)
     if num_tokens < MANY_TOKENS or not answer.pieces:
         raise CannotTell(f"the answer has {num_tokens} tokens; {MANY_TOKENS} are needed to tell")
     first_at_s, last_at_s = answer.pieces[0][0], answer.pieces[-1][0]
     if last_at_s < limits.burst_s:
         raise CannotTell(f"it took {last_at_s * 1000:.0f} ms, too quick to tell")
-    if last_at_s - first_at_s < BURST_SHARE * last_at_s:
-        yield (
-            f"all {num_tokens} tokens came within the last {(last_at_s - first_at_s) * 1000:.0f} ms "
-            f"of {last_at_s * 1000:.0f} ms: in one burst, not one by one"
-        )
+    if last_at_s - first_at_s >= BURST_SHARE * last_at_s:
+        return ""
+    return (
+        f"all {num_tokens} tokens came within the last {(last_at_s - first_at_s) * 1000:.0f} ms "
+        f"of {last_at_s * 1000:.0f} ms: in one burst, not one by one"
+    )
 
 
 def usage(pair: Pair, limits: Limits) -> Problems:

@@ -100,10 +100,15 @@ def plain_with_usage(scene: Scene) -> Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """A stream, and the same question another way."""
+    """A stream, and the same question asked again, mostly in another way."""
 
     stream: Answer
     other: Answer
+
+
+def again(scene: Scene) -> Pair:
+    """The plain question again, in the same way."""
+    return Pair(scene.plain, scene.stream(scene.prompt, scene.max_tokens))
 
 
 def whole(scene: Scene) -> Pair:
@@ -250,6 +255,7 @@ class Crowd:
 def crowd(scene: Scene) -> Crowd:
     """Open more long streams than the server has room for, watch them, leave them, and ask for something short."""
     limits = scene.asker.limits
+    scene.asker.begin(limits.watch_s)
 
     def short() -> Answer:
         return scene.stream(scene.prompt, 2)

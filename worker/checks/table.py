@@ -90,7 +90,7 @@ def _common_checks(api: str, route: str, other_way: str) -> Iterator[Check]:
     def check(name: str, promise: str, probe: Any, judge: Any, measure: Any = lambda evidence: {}) -> Check:
         return Check(name, api, route, promise, probe, judge, measure)
 
-    yield check("incremental", "tokens come one by one, not in a burst", probes.plain, judges.incremental)
+    yield check("incremental", "tokens come one by one, not in a burst", probes.again, judges.incremental)
     yield check("same-whole", f"the stream is the same as {other_way}", probes.whole, judges.same_another_way)
     yield check("usage", "usage is there, and adds up", probes.whole, judges.usage)
     yield check("max-tokens", "max_tokens reads as length, exactly", probes.few_tokens, judges.truthful_at_max_tokens)
