@@ -15,7 +15,7 @@ from tests.support.engines import loaded_model, new_sequence, wait_until
 from tests.support.gated_runner import GatedRunner
 from worker.engine.engine import Engine
 from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
-from worker.events import End, Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
+from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
 from worker.jobs import Job, JobReader, Jobs
 from worker.request import GenerateRequest
 from worker.settings import Settings
@@ -153,6 +153,19 @@ def test_a_full_server_refuses_before_it_encodes(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(tokenizer, "encode", encode)
         with pytest.raises(Overloaded):
             jobs.start(request(), "continue")
+
+
+def test_who_waits_is_told_each_place_on_the_way() -> None:
+    with jobs_of(max_slots=1, max_queue=4) as (jobs, engine, runner):
+        for _ in range(3):
+            jobs.start(request(), "continue")
+        last = jobs.start(request(narrate=True), "continue")
+        wait_until(lambda: engine.num_running == 1)
+        runner.open()
+        said = [event.human for _, event in read_to_the_end(last) if isinstance(event, Narration)]
+        places = [human for human in said if human.startswith("queued")]
+        assert places[-3:] == ["queued at position 3", "queued at position 2", "queued at position 1"]
+        assert said[len(places)].startswith("prefilling ")
 
 
 # ---- what is forgotten

@@ -2,8 +2,10 @@
 
 import socket
 import time
+import uuid
 
 import pytest
+import requests
 
 from tests.support.servers import RawStream, Server, assert_ended_once, events_of
 
@@ -118,8 +120,6 @@ def test_delete_cancels_and_the_reader_is_told(gated: Server) -> None:
     with RawStream(gated, "POST", "/execute", PROMPT | {"max_tokens": 200}) as stream:
         gated.allow(1)
         job_id = _job_id(stream.read_until(b'"t":"a"'))
-        import requests
-
         for _ in range(2):  # idempotent
             assert requests.delete(f"{gated.url}/v1/jobs/{job_id}", timeout=10).status_code == 200
         gated.allow(1)
@@ -153,6 +153,40 @@ def test_a_job_can_be_read_late_twice_and_from_the_middle(gated: Server) -> None
         assert ahead.head()[0] == 400
     with RawStream(gated, "GET", url, Last_Event_ID="-1") as bad:
         assert bad.head()[0] == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/execute"])
+def test_a_post_that_is_sent_again_makes_one_job(gated: Server, path: str) -> None:
+    """The first answer was lost on the way; the key says that it is the same wish."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    job_ids = set()
+    with requests.Session() as session:
+        for attempt in range(3):
+            answer = session.post(gated.url + path, json=PROMPT, headers=key, timeout=30, stream=True)
+            if path == "/v1/jobs":
+                assert answer.status_code == 202
+                assert ("Idempotent-Replayed" in answer.headers) == (attempt > 0)
+                job_ids.add(answer.json()["job_id"])
+            else:
+                assert answer.status_code == 200
+                job_ids.add(_job_id(next(answer.iter_content(None))))
+                answer.close()
+        other = session.post(gated.url + path, json=PROMPT | {"max_tokens": 6}, headers=key, timeout=30)
+        assert other.status_code == 422
+        assert other.json()["error"]["code"] == "KEY_REUSED"
+        (job_id,) = job_ids
+        assert gated.stats()["open"] == 1, "leaving has not cancelled it"
+        gated.allow(100)
+        with RawStream(gated, "GET", f"/v1/jobs/{job_id}/stream") as stream:
+            assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a\tb"])
+def test_an_idempotency_key_that_is_none(gated: Server, key: str) -> None:
+    answer = requests.post(gated.url + "/v1/jobs", json=PROMPT, headers={"Idempotency-Key": key}, timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert "255" in answer.json()["errors"][0]["message"]
 
 
 def test_a_job_goes_on_without_its_reader_and_loses_no_event(gated: Server) -> None:

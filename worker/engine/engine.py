@@ -307,6 +307,7 @@ class Engine:
             self._take_inbox()
             self._end_unwanted(now)
             self._drain_if_asked(now)
+            self._narrate_places()
             rows = self._scheduler.schedule()
             if rows:
                 self._step(rows)
@@ -320,9 +321,6 @@ class Engine:
             self._scheduler.add(sequence)
             if not self._is_known(sequence.prompt_ids):
                 self._fail(sequence, InferenceFailed("the prompt has a token that the model does not know"))
-            elif sequence.narrator is not None:
-                position = len(self._scheduler.waiting)
-                sequence.narrator.say("scheduler", "queued", "request", f"queued at position {position}")
 
     def _is_known(self, token_ids: list[int]) -> bool:
         """Whether the embedding has a row for each. One that has none would fail the whole step."""
@@ -504,6 +502,13 @@ class Engine:
             self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
         except BaseException as fault:  # the watchdog ends those who are left
             self._log(logging.CRITICAL, "".join(traceback.format_exception(fault)))
+
+    def _narrate_places(self) -> None:
+        """Tell those who wait where they are in the queue, whenever it has changed."""
+        for place, sequence in enumerate(self._scheduler.waiting, 1):
+            if sequence.narrator is not None and sequence.narrated_place != place:
+                sequence.narrated_place = place
+                sequence.narrator.say("scheduler", "queued", "request", f"queued at position {place}")
 
     def _narrate_starts(self, rows: list[Row]) -> None:
         for row in rows:

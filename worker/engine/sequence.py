@@ -62,6 +62,7 @@ class Sequence:
     scheduled_at: float | None = None
 
     # set by the engine
+    narrated_place: int = 0  # in the queue, from 1; 0 before anything was said of it
     output_ids: list[int] = field(default_factory=list)
     num_released: int = 0  # tokens whose text has been sent
     first_token_at: float | None = None
