@@ -32,7 +32,7 @@ SERVE_COMMAND = (sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "ws
 # A hub model may have to be downloaded first. A server that cannot start is noticed at once all the same.
 READY_LIMIT_S = 600.0
 READY_POLL_S = 0.1
-# The server drains for 20 s by default, and gunicorn gives it 5 more.
+# The server drains for 20 s by default, and gunicorn gives it 7 more.
 STOP_LIMIT_S = 30.0
 LOG_TAIL_BYTES = 3000
 
