@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT ?= 8000
 
-.PHONY: help setup serve test lint types check chat bench model clean
+.PHONY: help setup serve test spec lint types check chat bench model clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -17,6 +17,9 @@ serve: $(VENV)/.runtime  ## serve the embedded model (ENDSTOP_MODEL=... another)
 
 test: $(VENV)/.dev lint types  ## everything: lint, types, unit, parity and real-socket tests
 	$(BIN)/python -m pytest
+
+spec:           ## prove the model of the protocols and reject its mutants; needs spin and a C compiler
+	$(PYTHON) -m spec
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

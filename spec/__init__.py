@@ -1,0 +1,1 @@
+"""Models of the protocols that promise an ending, and their checker. See README.md here."""

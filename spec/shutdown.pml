@@ -1,0 +1,406 @@
+/*
+ * A submit and a cancel against everything that can end an engine: a load that fails or hangs, a step that fails,
+ * hangs or comes back late, a fault of the loop, a drain, a stop, and the watchdog. With TWO_ABANDON an open stream
+ * abandons the engine too, at its next ping; with COMPANY there are two sequences. To stay small these two have no
+ * drain, and COMPANY has no cancel.
+ *
+ * Proved: a sequence that was accepted is closed once and has one outcome, and both do come. The process is replaced
+ * only when no stream is open. A stop and a drain are heard without a tick.
+ *
+ * Faults, each at any moment: an exception in a step; one in the loop, also between taking a sequence out of the inbox
+ * and giving it to the scheduler, also while everyone is being ended; a step or a load that comes back late or never.
+ *
+ * Left out: slots, tokens and texts; deadlines (one more reason to finish); `max_streams`; the polling of
+ * `should_drain`, which needs the tick by design; what `os._exit` cuts. Between taking a sequence out of `_open` and
+ * closing it nothing fails or blocks. A limit may be over at any time. What the engine's lock guards is one step, and
+ * so is a wake-up.
+ */
+
+#define NUM_WAITERS 1
+#define WHOLE_WAKE_UPS
+#include "wakeup.pml"
+
+#ifdef COMPANY
+#define NUM_CLIENTS 2
+#else
+#define NUM_CLIENTS 1
+#define HAS_CANCEL
+#ifndef TWO_ABANDON
+#define HAS_DRAIN
+#endif
+#endif
+#define LAST (NUM_CLIENTS - 1)
+
+mtype = { LOADING, READY, DRAINING, DEAD };
+
+/* worker/engine/engine.py: Engine.__init__ */
+mtype state = LOADING;
+bool is_accepting;
+chan inbox = [NUM_CLIENTS] of { byte };
+bool is_open[NUM_CLIENTS];
+bool is_cancelled[NUM_CLIENTS];
+bool is_stopping, is_drain_asked, is_draining;
+bool is_records_closed;
+bool is_done;
+
+bool is_overdue;             /* what the generation thread began last has not come back within its limit */
+bool is_stuck;               /* and never will */
+bool is_stop_asked;          /* not by `abandon`, which leaves the thread to the end of the process */
+byte num_accepted, num_ended;
+byte num_closes[NUM_CLIENTS];
+
+/* worker/engine/engine.py: Engine.submit */
+inline submit(i, is_accepted) {
+#ifdef WAKE_BEFORE_ENQUEUE
+  wake(0);
+#endif
+#ifdef CHECK_WITHOUT_LOCK
+  is_accepted = is_accepting;
+#endif
+  d_step {
+#ifndef CHECK_WITHOUT_LOCK
+    is_accepted = is_accepting;
+#endif
+    if
+    :: is_accepted ->
+       is_open[i] = true;
+       num_accepted++;
+       inbox ! i
+    :: else
+    fi
+  }
+#ifndef WAKE_BEFORE_ENQUEUE
+  if
+  :: is_accepted -> wake(0)
+  :: else
+  fi
+#endif
+}
+
+#ifdef HAS_CANCEL
+/* worker/engine/engine.py: Engine.cancel */
+inline cancel(i) {
+  is_cancelled[i] = true;
+  wake(0)
+}
+#endif
+
+active [NUM_CLIENTS] proctype client() {
+  bool is_accepted;
+  submit(_pid, is_accepted);
+#ifdef HAS_CANCEL
+  if
+  :: is_accepted -> cancel(_pid)
+  :: true
+  fi
+#endif
+}
+
+/* worker/engine/engine.py: Engine._close */
+inline close(i) {
+  d_step {
+    is_mine = is_open[i];
+#ifdef CLOSE_WITHOUT_TEST
+    is_mine = true;
+#endif
+    is_open[i] = false
+  }
+  if
+  :: is_mine ->
+     d_step {
+       num_closes[i]++;
+       assert(num_closes[i] == 1);
+       assert(!is_records_closed);  /* else the outcome would be lost */
+       num_ended++
+     }
+  :: else
+  fi
+}
+
+/* worker/engine/engine.py: Engine._finish */
+inline finish(i) {
+  is_scheduled[i] = false;
+  close(i)
+}
+
+inline die_if_failed() {
+  if
+  :: has_failed -> goto dies
+  :: else
+  fi
+}
+
+/* worker/engine/engine.py: Engine._take_inbox */
+inline take_inbox() {
+  do
+  :: d_step { inbox ? i -> is_scheduled[i] = true }
+  :: d_step { inbox ? i -> has_failed = true }  /* neither here nor there */
+     break
+  :: empty(inbox) -> break
+  od
+}
+
+/* worker/engine/engine.py: Engine._end_everyone */
+inline end_everyone() {
+  take_inbox();
+  for (i : 0 .. LAST) {
+    if
+    :: is_scheduled[i] && !has_failed -> finish(i)
+    :: is_scheduled[i] -> has_failed = true
+    :: else
+    fi
+  }
+}
+
+/* worker/engine/engine.py: Engine._stop_accepting */
+inline stop_accepting() {
+  d_step {
+    is_accepting = false;
+    if
+    :: state != DEAD -> state = DRAINING
+    :: else
+    fi
+  }
+}
+
+/* worker/engine/engine.py: Engine._end_unwanted */
+inline end_unwanted() {
+#ifdef HAS_CANCEL
+  for (i : 0 .. LAST) {
+    if
+    :: is_scheduled[i] && is_cancelled[i] -> finish(i)
+    :: else
+    fi
+  }
+#else
+  skip
+#endif
+}
+
+/* worker/engine/engine.py: Engine._drain_if_asked */
+inline drain_if_asked() {
+#ifdef HAS_DRAIN
+  if
+  :: is_drain_asked ->
+     if
+     :: !is_draining -> stop_accepting(); is_draining = true
+     :: else
+     fi;
+     if
+     :: true                 /* within the limit */
+     :: end_everyone(); die_if_failed()
+     fi
+  :: else
+  fi
+#else
+  skip
+#endif
+}
+
+/* worker/observe/watchdog.py: Stamp.overdue
+   worker/engine/engine.py: Engine._begin */
+inline take_long() {
+  is_overdue = true;
+  if
+  :: is_overdue = false  /* comes back after all */
+  :: goto hangs
+  fi
+}
+
+/* worker/engine/engine.py: Engine._step
+   worker/engine/engine.py: Engine._compute */
+inline step() {
+  if
+  :: true
+  :: take_long()
+  :: goto dies
+  fi;
+  if
+  :: is_stopping  /* a step that came back too late has nobody to deliver to */
+  :: else ->
+     for (i : 0 .. LAST) {
+       if
+       :: is_scheduled[i] && !has_prefilled -> has_prefilled = true  /* it goes on */
+       :: is_scheduled[i] -> finish(i)
+       :: else
+       fi
+     }
+  fi
+}
+
+/* worker/engine/engine.py: Engine._main
+   worker/engine/engine.py: Engine._become_ready
+   worker/engine/engine.py: Engine._loop
+   worker/engine/engine.py: Engine._die */
+active proctype generation() {
+  byte i;
+  bool is_scheduled[NUM_CLIENTS], is_mine, has_failed, has_prefilled;
+
+  if
+  :: true
+  :: take_long()
+  :: goto dies
+  fi;
+  d_step {
+    if
+    :: state != DEAD -> state = READY; is_accepting = true
+    :: else
+    fi
+  }
+
+  do
+  ::
+#ifdef STOP_BEFORE_ARM
+     if
+     :: is_stopping -> break
+     :: else
+     fi;
+     arm(0);
+#else
+     arm(0);
+     if
+     :: is_stopping -> break
+     :: else
+     fi;
+#endif
+     take_inbox();
+     die_if_failed();
+     end_unwanted();
+     drain_if_asked();
+     if
+     :: is_scheduled[0] || is_scheduled[LAST] -> step()
+     :: else -> wait(0)
+     fi
+  od;
+#ifdef END_BEFORE_REFUSING
+  end_everyone();
+  die_if_failed();
+  stop_accepting();
+#else
+  stop_accepting();
+#ifndef FORGET_TO_END
+  end_everyone();
+  die_if_failed();
+#endif
+#endif
+  goto ended;
+
+hangs:
+  is_stuck = true;
+end_hangs:
+  false;
+
+dies:
+  i = 0;
+  d_step { is_accepting = false; state = DEAD }
+  has_failed = false;
+  end_everyone();  /* and if that fails too, the watchdog ends who is left */
+
+ended:
+  is_overdue = false;
+  if
+#ifndef RECORDS_ALWAYS_CLOSED
+  :: state == DEAD
+  :: else ->
+#else
+  :: true ->
+#endif
+     is_records_closed = true
+  fi;
+  is_done = true
+}
+
+/* worker/engine/engine.py: Engine.liveness */
+#define is_dead_or_stalled (state == DEAD || is_overdue)
+
+/* worker/engine/engine.py: Engine.abandon */
+inline abandon() {
+  d_step {
+#ifndef ABANDON_GOES_ON_ACCEPTING
+    is_accepting = false;
+#endif
+    state = DEAD;
+    is_left[0] = is_open[0];
+    is_left[LAST] = is_open[LAST]
+  }
+  is_stopping = true;
+  for (i : 0 .. LAST) {
+    if
+    :: is_left[i] -> close(i)
+    :: else
+    fi
+  }
+}
+
+/* worker/engine/engine.py: Engine.gone */
+inline gone() {
+  assert(!is_open[0] && !is_open[LAST])
+}
+
+/* worker/observe/watchdog.py: watch */
+active proctype watchdog() {
+  byte i;
+  bool is_mine, is_left[NUM_CLIENTS];
+#if defined(NO_WATCHDOG)
+  skip
+#elif defined(WATCHDOG_LOOKS_TWICE)
+end_watches:
+  if
+  :: is_done
+  :: is_dead_or_stalled
+  fi;
+  if
+  :: is_dead_or_stalled ->
+     if
+     :: is_dead_or_stalled -> abandon()
+     :: else
+     fi;
+     gone()
+  :: else
+  fi
+#else
+end_watches:
+  if
+  :: is_dead_or_stalled -> abandon(); gone()
+  :: is_done ->
+     if
+     :: is_dead_or_stalled -> abandon(); gone()
+     :: else
+     fi
+  fi
+#endif
+}
+
+#ifdef TWO_ABANDON
+/* worker/web/sse.py: stream_job */
+active proctype stream() {
+  byte i;
+  bool is_mine, is_left[NUM_CLIENTS];
+  if
+  :: is_dead_or_stalled -> abandon()
+  :: true
+  fi
+}
+#endif
+
+/* worker/engine/engine.py: Engine.drain
+   worker/engine/engine.py: Engine.stop */
+active proctype process() {
+#ifdef HAS_DRAIN
+  if
+  :: true
+  :: is_drain_asked = true; wake(0)
+  fi;
+#endif
+  if
+  :: true
+  :: d_step { is_stopping = true; is_stop_asked = true }
+     wake(0)
+  fi
+}
+
+ltl ends { [] (num_ended < num_accepted -> <> (num_ended == num_accepted)) }
+ltl hears {
+  [] (is_stop_asked -> <> (is_done || is_stuck)) &&
+  [] (is_drain_asked -> <> (is_draining || is_done || is_stuck))
+}
