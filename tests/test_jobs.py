@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.support.engines import loaded_model, new_sequence, wait_until
 from tests.support.gated_runner import GatedRunner
+from tests.support.waiters import InterruptedWaiter
 from worker.engine.engine import Engine
 from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
@@ -256,6 +257,17 @@ class FakeEngine:
 
     def cancel(self, sequence: object, by: str) -> None:
         self.cancelled_by.append(by)
+
+
+def test_a_reader_that_is_closed_from_outside_does_not_sleep_on_whenever_that_comes() -> None:
+    """Found by the model (CLOSED_BEFORE_ARM): who looks first and arms then sleeps through what came in between."""
+    with jobs_of() as (jobs, _, _):
+        job = jobs.start(request(), "continue")
+        reader = job.read(after=0)
+        waiter = InterruptedWaiter(reader.close)
+        reader._waiter = waiter
+        assert reader.read(0.01) == []
+        assert waiter.num_waits == 0
 
 
 class Journal(RuleBasedStateMachine):

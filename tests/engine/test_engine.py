@@ -15,6 +15,7 @@ import torch
 from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.support.runners import ScriptedRunner
+from tests.support.waiters import InterruptedWaiter
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine, EngineState
 from worker.engine.loader import LoadedModel, LoadingProgress
@@ -855,6 +856,16 @@ def test_stop_ends_everyone_and_the_thread() -> None:
         b.records()
         with pytest.raises(EndOfChannel):
             b.engine.records.take()
+
+
+def test_an_idle_engine_hears_a_stop_without_a_tick_whenever_it_comes() -> None:
+    """Found by the model (STOP_BEFORE_ARM): who looks first and arms then sleeps through what came in between."""
+    engine = Engine(Settings(), ThreadWakeup(), lambda *_: model_of(ScriptedRunner()))
+    waiter = InterruptedWaiter(lambda: engine.stop(0))
+    engine._waiter = waiter
+    engine.start()
+    assert engine.wait_ended(WAIT_S)
+    assert waiter.num_waits == 0
 
 
 def test_stop_says_when_the_thread_does_not_come_back() -> None:
