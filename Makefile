@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 export PORT ?= 8000
 
 .PHONY: help setup serve test spec lint types check chat bench model clean
+.PHONY: help setup serve test lint types check soak chat bench model clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -31,6 +32,9 @@ types: $(VENV)/.dev
 check: $(VENV)/.runtime  ## hold a server of its own, under both worker classes, against every check
 	$(BIN)/python -m worker check --worker-class gevent
 	$(BIN)/python -m worker check --worker-class gthread
+
+soak: $(VENV)/.dev  ## badly behaved clients, faults and signals against a real server; SOAK_S=60 seconds of load
+	$(BIN)/python -m tests.soak
 
 chat: $(VENV)/.runtime  ## talk to the model in the terminal
 	$(BIN)/python -m worker chat

@@ -1,0 +1,287 @@
+"""The phases of a soak under one worker class.
+
+1. Storm: load, and blows that end the worker; another takes its place.
+2. The last worker is warmed up under load, comes to rest, and is counted: the baseline.
+3. Load, with faults inside the engine only.
+4. It comes to rest again: nothing may be left, every slot must be usable, every accepted request have one outcome.
+5. SIGTERM with live streams: each is told its end, and the server exits with 0.
+"""
+
+import asyncio
+import itertools
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.soak.asks import Ask, new_ask, request
+from tests.soak.clients import LONG, World, visit
+from tests.soak.exchange import ANSWER_LIMIT_S, TOTAL_LIMIT_S, Ending, Exchange
+from tests.soak.judge import Kind
+from tests.soak.ledger import Ledger, Replacement
+from tests.soak.server import JOB_TTL_S, NUM_SLOTS, SoakServer, soak_server
+from tests.soak.storm import Blow, blows, counters, is_ready, strike
+
+NUM_CLIENTS = 40  # more than slots and queue: some are refused
+START_LIMIT_S = 120.0
+REST_LIMIT_S = 20.0
+# Shares of the time. A storm goes on until it has dealt this many blows, of which each costs some seconds: the next
+# process imports torch first.
+STORM_SHARE, WARM_SHARE = 0.45, 0.1
+MIN_BLOWS, LONG_ENOUGH_S = 3, 20.0
+BETWEEN_BLOWS_S = (1.0, 3.0)
+MIN_PHASE_S = 2.0
+# An allocator keeps what it was given in a rush. More than this is no longer that.
+MEMORY_SLACK_BYTES = 32 * 1024 * 1024
+NUM_LAST_STREAMS = 8
+# The watcher of connections may hold on to the reader of the client that has left last, until another one leaves.
+HELD = {"Job": 1, "JobReader": 1, "ReceiveChannel": 2}
+
+
+@dataclass
+class Result:
+    """What came out under one worker class."""
+
+    worker_class: str
+    seed: str
+    seconds: float
+    ledger: Ledger
+    first: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    arbiter_first: dict[str, int] = field(default_factory=dict)
+    arbiter_last: dict[str, int] = field(default_factory=dict)
+    leaked: dict[str, int] = field(default_factory=dict)
+    exit_code: int | None = None
+    log: str = ""
+
+
+class Load:
+    """Clients that come one after the other, so many at a time."""
+
+    def __init__(self, world: World, numbers: "itertools.count[int]") -> None:
+        self._world = world
+        self._numbers = numbers
+        self._is_over = False
+        self._tasks = [asyncio.create_task(self._come()) for _ in range(NUM_CLIENTS)]
+
+    async def _come(self) -> None:
+        while not self._is_over:
+            await visit(self._world, next(self._numbers))
+
+    def check(self) -> None:
+        """Raise what went wrong in the soak itself."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
+    async def stop(self) -> None:
+        """Let no other come, and wait for those who are there."""
+        self._is_over = True
+        done, left = await asyncio.wait(self._tasks, timeout=ANSWER_LIMIT_S + 2 * TOTAL_LIMIT_S)
+        for task in left:
+            self._world.ledger.add(Kind.HANG, "a client was never done")
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+async def soak(worker_class: str, seed: str, seconds: float, folder: Path, num_blows_before: int = 0) -> Result:
+    """Run all phases.
+
+    Args:
+        worker_class: gevent or gthread.
+        seed: What clients do depends on it.
+        seconds: Of load; starts, rests and the end come on top.
+        folder: For the server's log.
+        num_blows_before: What the run before has dealt, so that two short ones together deal every kind.
+    """
+    began_at = time.monotonic()
+    with soak_server(folder, worker_class) as server:
+        world = World(server.port, f"{seed} {worker_class}")
+        result = Result(worker_class, seed, 0.0, world.ledger)
+        try:
+            await _until_ready(world, server)
+            result.arbiter_first = server.arbiter()
+            numbers = itertools.count()
+            await _storm(world, server, numbers, seconds, blows(seed, num_blows_before))
+            result.first = await _rest(world, None)
+            await _steady(world, numbers, seconds * (1 - STORM_SHARE - WARM_SHARE))
+            await _fill_every_slot(world)
+            result.last = await _rest(world, result.first)
+            result.arbiter_last = server.arbiter()
+            _compare(result)
+            _explain(result)
+            await _end_with_live_streams(world, server)
+            result.exit_code = await asyncio.to_thread(server.exit_code)
+        finally:
+            result.log = server.log()
+    if result.exit_code != 0:
+        world.ledger.add(Kind.PROCESS, f"the server ended with {result.exit_code}, or not at all")
+    world.ledger.compare_with_log(result.log)
+    result.seconds = time.monotonic() - began_at
+    return result
+
+
+async def _storm(
+    world: World, server: SoakServer, numbers: "itertools.count[int]", seconds: float, coming: Iterator[Blow]
+) -> None:
+    """Load and blows; then load alone, to warm the last worker up."""
+    rng = random.Random(f"{world.seed} storm")
+    load = Load(world, numbers)
+    until = time.monotonic() + seconds * STORM_SHARE
+    num_left = MIN_BLOWS if seconds >= LONG_ENOUGH_S else 1
+    while num_left > 0 or time.monotonic() < until:
+        await asyncio.sleep(rng.uniform(*BETWEEN_BLOWS_S))
+        await strike(world, server, next(coming))
+        load.check()
+        num_left -= 1
+    await asyncio.sleep(max(MIN_PHASE_S, seconds * WARM_SHARE))
+    await load.stop()
+
+
+async def _steady(world: World, numbers: "itertools.count[int]", seconds: float) -> None:
+    load = Load(world, numbers)
+    await asyncio.sleep(max(MIN_PHASE_S, seconds))
+    await load.stop()
+
+
+async def _until_ready(world: World, server: SoakServer) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while not await is_ready(world):
+        if not server.is_running() or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not start:\n{server.log()}")
+        await asyncio.sleep(0.1)
+
+
+async def _rest(world: World, baseline: dict[str, Any] | None) -> dict[str, Any]:
+    """Wait until nothing is left of any request, and as little of everything else as before; not for ever."""
+    deadline = time.monotonic() + REST_LIMIT_S
+    shown: dict[str, Any] | None = None
+    await asyncio.sleep(JOB_TTL_S)
+    while True:
+        if shown is not None:
+            await asyncio.sleep(1)
+        shallow = await counters(world)
+        is_quiet = shallow is not None and not (shallow["open"] or shallow["running"] or shallow["streams"])
+        if is_quiet or time.monotonic() > deadline:
+            shown = await counters(world, is_deep=True)
+            is_settled = shown is not None and shown["objects"].get("Job", 0) <= HELD["Job"]
+            is_low = baseline is None or (shown is not None and not _excess(baseline, shown))
+            if (is_settled and is_low) or time.monotonic() > deadline:
+                break
+        else:
+            shown = shallow
+    if shown is None:
+        world.ledger.add(Kind.PROCESS, "the server does not answer at rest")
+        return {}
+    return shown
+
+
+def _excess(first: dict[str, Any], last: dict[str, Any]) -> dict[str, int]:
+    """What there is more of than before, or at all, of what must be gone at rest."""
+    excess = {name: last[name] for name in ("open", "running", "streams")}
+    excess |= {name: last[name] - first[name] for name in ("threads", "descriptors")}
+    kinds = {*first["objects"], *last["objects"]}
+    for kind in kinds:
+        excess[kind] = last["objects"].get(kind, 0) - first["objects"].get(kind, 0) - HELD.get(kind, 0)
+    return {name: number for name, number in excess.items() if number > 0}
+
+
+def _compare(result: Result) -> None:
+    """Fill in what has leaked."""
+    first, last, ledger = result.first, result.last, result.ledger
+    if not first or not last:
+        return
+    if first["pid"] != last["pid"]:
+        ledger.add(Kind.PROCESS, f"the worker {first['pid']} was replaced by {last['pid']} without a reason")
+        return
+    result.leaked = _excess(first, last)
+    result.leaked |= {
+        f"arbiter's {name}": number - result.arbiter_first[name]
+        for name, number in result.arbiter_last.items()
+        if number > result.arbiter_first[name]
+    }
+    if last["rss_bytes"] - first["rss_bytes"] > MEMORY_SLACK_BYTES:
+        result.leaked["bytes of memory"] = last["rss_bytes"] - first["rss_bytes"]
+    for name, number in result.leaked.items():
+        ledger.add(Kind.LEAK, f"{name}: {number} more than before")
+
+
+def _explain(result: Result) -> None:
+    """Hold the last worker's outcomes against what it accepted and what was injected into it."""
+    last, ledger = result.last, result.ledger
+    if not last:
+        return
+    outcomes, faults = last["outcomes"], last["faults"]
+    num_outcomes = sum(outcomes.values())
+    if num_outcomes != last["accepted"]:
+        ledger.add(Kind.OUTCOME, f"{last['accepted']} requests were accepted, and {num_outcomes} outcomes counted")
+    due = {
+        "error{INFERENCE_FAILED}": sum(faults.get(name, 0) for name in ("step_error", "poisoned_row", "detokenizer")),
+        "error{VRAM_OOM}": faults.get("step_oom", 0),
+    }
+    for outcome, number in due.items():
+        if outcomes.get(outcome, 0) != number:
+            ledger.add(Kind.UNEXPLAINED, f"{outcomes.get(outcome, 0)} x {outcome}; {number} were injected")
+    late = sum(outcomes.get(f"error{{{code}}}", 0) for code in ("STALLED", "FIRST_TOKEN_TIMEOUT"))
+    if late > faults.get("lost_row", 0):
+        ledger.add(Kind.UNEXPLAINED, f"{late} streams got no token in time; {faults.get('lost_row', 0)} were lost")
+
+
+async def _fill_every_slot(world: World) -> None:
+    """As many long streams as there are slots: each gets one, or one has leaked."""
+    await world.fetch(request("POST", "/soak/calm"))
+    streams = _long_streams(world, NUM_SLOTS)
+    most = 0
+    while most < NUM_SLOTS and not all(stream.is_over for stream in streams):
+        shown = await counters(world)
+        most = max(most, shown["running"] if shown is not None else 0)
+        await asyncio.sleep(0.02)
+    if most < NUM_SLOTS:
+        world.ledger.add(Kind.LEAK, f"slots: {NUM_SLOTS} requests waited and {most} ran")
+    await asyncio.gather(*(stream.task for stream in streams))
+
+
+async def _end_with_live_streams(world: World, server: SoakServer) -> None:
+    """SIGTERM while streams are live: they are told their end, one way or another."""
+    streams = _long_streams(world, NUM_LAST_STREAMS)
+    while any(stream.exchange.num_events < 3 and not stream.is_over for stream in streams):
+        await asyncio.sleep(0.01)
+    num_live = sum(not stream.is_over for stream in streams)
+    world.ledger.counts["streams live at SIGTERM"] = num_live
+    if num_live < NUM_LAST_STREAMS:
+        world.ledger.add(Kind.PROCESS, f"only {num_live} of {NUM_LAST_STREAMS} streams were live at SIGTERM")
+    world.ledger.begin_replacement(Replacement("SIGTERM", is_kill=False, is_death=False, began_at=time.monotonic()))
+    server.signal(signal.SIGTERM)
+    await asyncio.gather(*(stream.task for stream in streams))
+
+
+class _LongStream:
+    """A stream that is read as it comes while something else is looked at."""
+
+    def __init__(self, world: World, ask: Ask) -> None:
+        self.exchange = Exchange(world.port)
+        self.task = asyncio.create_task(self._read(world, ask))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.exchange.ending is not Ending.OPEN
+
+    async def _read(self, world: World, ask: Ask) -> None:
+        await self.exchange.send(ask.request())
+        await self.exchange.read()
+        self.exchange.leave()
+        if not world.ledger.note_no_answer(self.exchange):
+            world.ledger.note_stream(ask, [self.exchange])
+
+
+def _long_streams(world: World, num_streams: int) -> list[_LongStream]:
+    # A time limit, a stop string or the model's own end would make it short.
+    asks = (new_ask(random.Random(number), "/execute", number, max_tokens=LONG) for number in itertools.count())
+    long_ones = (ask for ask in asks if ask.due().num_tokens == LONG and "deadline_s" not in ask.fields)
+    return [_LongStream(world, ask) for ask in itertools.islice(long_ones, num_streams)]
