@@ -32,7 +32,7 @@ def main() -> int:
     seconds = float(os.environ.get("SOAK_S", DEFAULT_S))
     seed = os.environ.get("SOAK_SEED") or str(random.SystemRandom().randrange(10**6))
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(f"soak: {seconds:g} s of load, {' then '.join(classes)}, SOAK_SEED={seed}")
     # SIGTERM unwinds as Ctrl-C does, so that the server goes with us.
     signal.signal(signal.SIGTERM, _leave)

@@ -7,6 +7,7 @@ wrong can be told again; the moments are the machine's.
 import asyncio
 import json
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -83,7 +84,8 @@ async def behave(exchange: Exchange, manner: Manner, rng: random.Random) -> None
             await exchange.read(piece_bytes=rng.randint(30, 400), pause_s=rng.uniform(0.002, 0.02))
         case Manner.PAUSES:
             await exchange.read(stop_at_byte=rng.randint(0, 3000), piece_bytes=200)
-            await exchange.idle(rng.uniform(0.3, 4))
+            # Longer than SLOW_CONSUMER takes, shorter than a write of the server may take: it hears of it.
+            await exchange.idle(rng.uniform(0.3, 3.2))
             await exchange.read()
         case Manner.STALLS:
             await exchange.read(stop_at_byte=rng.randint(0, 1000), piece_bytes=200)
@@ -354,6 +356,30 @@ async def job_status(world: World, rng: random.Random, number: int) -> None:
         world.ledger.add(Kind.OUTCOME, f"job {job.id} showed {shown} and told {payloads[-1]}")
 
 
+async def retry(world: World, rng: random.Random, number: int) -> None:
+    """Lose the answer to a POST, and send it again with the same key: it is the same stream, from its start."""
+    ask = new_ask(rng, "/execute", number)
+    data = ask.request(Idempotency_Key=f"{world.seed} {number}")
+    told: set[str] = set()
+    began_at = time.monotonic()
+    for tries_left in range(rng.randint(1, 3), -1, -1):
+        exchange = Exchange(world.port)
+        await exchange.send(data)
+        if tries_left:
+            await exchange.read(stop_at_byte=rng.choice((0, 0, rng.randint(1, 2000))))
+        else:
+            await exchange.read()
+        exchange.leave(with_reset=rng.random() < 0.5)
+        if exchange.is_event_stream:
+            job_id = world.ledger.note_stream(ask, [exchange]).job_id
+            told |= {job_id} if job_id else set()
+        else:
+            await _note(world, ask, exchange, rng)
+        await asyncio.sleep(rng.choice((0, 0, 0.01, 0.2)))
+    if len(told) > 1 and not world.ledger.was_replaced(began_at):
+        world.ledger.add(Kind.OUTCOME, f"one Idempotency-Key made the jobs {sorted(told)}")
+
+
 async def garbage(world: World, rng: random.Random, number: int) -> None:
     """Send what is no request."""
     await send_garbage(world.port, world.ledger, rng)
@@ -362,7 +388,7 @@ async def garbage(world: World, rng: random.Random, number: int) -> None:
 Visit = Callable[[World, random.Random, int], Awaitable[None]]
 
 VISITS: dict[Visit, int] = {
-    stream: 54,
+    stream: 50,
     reuse: 4,
     job_read: 7,
     job_resume: 12,
@@ -370,6 +396,7 @@ VISITS: dict[Visit, int] = {
     job_delete: 7,
     job_orphan: 2,
     job_status: 2,
+    retry: 4,
     garbage: 7,
 }
 

@@ -11,18 +11,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Chances, each per what it happens to. About one stream in ten is hit by something."""
+    """Chances, each per what it happens to. About one stream in twenty is hit by something.
 
-    step_error: float = 1 / 700  # per step: the model raises
-    step_oom: float = 1 / 1000
+    A step that raises once is tried again in parts, and costs nobody anything unless it has one row only. A broken row
+    makes every step raise that it is part of, and has to be found among its neighbours.
+    """
+
+    step_error: float = 1 / 100  # per forward pass: the model raises
+    step_oom: float = 1 / 100
     slow_step: float = 1 / 150
-    poisoned_row: float = 1 / 5000  # per row: no finite logit
+    broken_row: float = 1 / 2500  # per row of a pass: from then on it raises
+    hungry_row: float = 1 / 2500  # the same, out of memory
+    poisoned_row: float = 1 / 5000  # no finite logit
     lost_row: float = 1 / 400  # per stream: the model forgets it, and its tokens never come
     detokenizer: float = 1 / 150  # per stream: raises at some token
     tokenizer: float = 1 / 200  # per request: raises before anything was accepted
 
 
-CALM = Rates(0, 0, 0, 0, 0, 0, 0)
+CALM = Rates(0, 0, 0, 0, 0, 0, 0, 0, 0)
+# What each fault has to end its row with. The first two are of a pass; they are counted only where one row was in it.
+FAILED_BY = {
+    "step_error": "INFERENCE_FAILED",
+    "step_oom": "VRAM_OOM",
+    "broken_row": "INFERENCE_FAILED",
+    "hungry_row": "VRAM_OOM",
+    "poisoned_row": "INFERENCE_FAILED",
+    "detokenizer": "INFERENCE_FAILED",
+}
 # Slow enough to be seen between tokens, far from every limit.
 SLOW_STEP_S = (0.05, 0.3)
 
@@ -50,6 +65,6 @@ class Faults:
         """Some number in between."""
         return self._random.uniform(low, high)
 
-    def count(self, name: str, num_rows: int = 1) -> None:
-        """Note that rows were hit."""
-        self.counts[name] += num_rows
+    def count(self, name: str) -> None:
+        """Note that a row was hit, or what else the name says."""
+        self.counts[name] += 1

@@ -1,5 +1,5 @@
-"""The product's own configuration, with small send buffers: else the kernel takes 4 MB for a client that does not read
-before anybody notices, and no answer of the soak is that long."""
+"""The product's own configuration, with smaller send buffers: no answer of the soak is long enough to fill the others,
+and a client that does not read would never be noticed."""
 
 import runpy
 import socket

@@ -19,6 +19,8 @@ _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(
 _MEANT = ("tests.soak.faults.Injected", "SystemExit: injected")
 _DETAILS_SHOWN = 30
 JOB_LIFE_S = 15.0  # no job lasts longer: the total limit and a margin
+# The promise is 100 ms from acceptance. What is later than this is no busy machine: something else was waited for.
+LATE_S = 5.0
 KILL_S = 1.0  # from our decision to kill to the death
 # What a 503 says when it is no refusal but the end of an answer that was not to be streamed.
 _FAILURES_503 = ("VRAM_OOM", "ENGINE_DEAD", "SHUTTING_DOWN", "SLOW_CONSUMER")
@@ -168,7 +170,10 @@ class Ledger:
             return
         self.longest_silence_s = max(self.longest_silence_s, exchange.longest_silence_s)
         if not self.was_replaced(exchange.opened_at):
-            self.first_event_s.append(exchange.first_byte_at - exchange.opened_at)
+            waited_s = exchange.first_byte_at - exchange.opened_at
+            self.first_event_s.append(waited_s)
+            if waited_s > LATE_S:
+                self.add(Kind.LATE, f"the first event came after {waited_s:.1f} s")
 
     def _note_verdict(self, ask: Ask, verdict: Verdict, since: float, job_id: str | None, ending: Ending) -> None:
         job_id = verdict.job_id or job_id

@@ -23,7 +23,7 @@ def is_well(results: list[Result]) -> bool:
 def show(results: list[Result], console: Console) -> None:
     """Print the table, the findings, and the line of JSON last."""
     table = Table(title="soak", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for result in results:
         table.add_column(result.worker_class, justify="right")
 

@@ -12,6 +12,7 @@ import itertools
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from tests.soak.asks import Ask, new_ask, request
 from tests.soak.clients import LONG, World, visit
 from tests.soak.exchange import ANSWER_LIMIT_S, TOTAL_LIMIT_S, Ending, Exchange
+from tests.soak.faults import FAILED_BY
 from tests.soak.judge import Kind
 from tests.soak.ledger import Ledger, Replacement
 from tests.soak.server import JOB_TTL_S, NUM_SLOTS, SoakServer, soak_server
@@ -220,10 +222,9 @@ def _explain(result: Result) -> None:
     num_outcomes = sum(outcomes.values())
     if num_outcomes != last["accepted"]:
         ledger.add(Kind.OUTCOME, f"{last['accepted']} requests were accepted, and {num_outcomes} outcomes counted")
-    due = {
-        "error{INFERENCE_FAILED}": sum(faults.get(name, 0) for name in ("step_error", "poisoned_row", "detokenizer")),
-        "error{VRAM_OOM}": faults.get("step_oom", 0),
-    }
+    due: Counter[str] = Counter()
+    for name, code in FAILED_BY.items():
+        due[f"error{{{code}}}"] += faults.get(name, 0)
     for outcome, number in due.items():
         if outcomes.get(outcome, 0) != number:
             ledger.add(Kind.UNEXPLAINED, f"{outcomes.get(outcome, 0)} x {outcome}; {number} were injected")

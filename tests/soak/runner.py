@@ -24,14 +24,22 @@ from worker.streams.native import native_sleep
 STUCK_S = 3600.0
 
 
+def _out_of_memory() -> Exception:
+    return torch.OutOfMemoryError("injected")
+
+
 class SoakRunner:
     """Computes steps of the oracle's model."""
+
+    is_packed = True
 
     def __init__(self, faults: Faults, step_s: float) -> None:
         self._faults = faults
         self._step_s = step_s
         self._caches: dict[int, list[int]] = {}
         self._lost: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        self._broken: weakref.WeakSet[Sequence] = weakref.WeakSet()
+        self._hungry: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._kept: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._token_bytes: TokenBytes
         self._id_of_byte: dict[int, int]
@@ -73,12 +81,24 @@ class SoakRunner:
         if faults.hits("slow_step"):
             faults.count("slow_step")
             native_sleep(faults.between(*SLOW_STEP_S))
-        if faults.hits("step_error"):
-            faults.count("step_error", len(rows))
-            raise Injected("a step that raises")
-        if faults.hits("step_oom"):
-            faults.count("step_oom", len(rows))
-            raise torch.OutOfMemoryError("injected")
+        for name, error in (("step_error", Injected("a step that raises")), ("step_oom", _out_of_memory())):
+            if faults.hits(name):
+                self._raise(name, error, rows)
+        for name, hit, error in (
+            ("broken_row", self._broken, Injected("a row that raises")),
+            ("hungry_row", self._hungry, _out_of_memory()),
+        ):
+            for row in rows:
+                if faults.hits(name):
+                    hit.add(row.sequence)
+            if any(row.sequence in hit for row in rows):
+                self._raise(name, error, rows)
+
+    def _raise(self, name: str, error: Exception, rows: list[Row]) -> None:
+        """Fail. Where several rows are in it the engine tries again with fewer, so that nobody has been hit yet."""
+        if len(rows) == 1:
+            self._faults.count(name)
+        raise error
 
     def _compute(self, row: Row) -> None:
         """Put a row's tokens in the cache of its slot."""

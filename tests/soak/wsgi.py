@@ -37,6 +37,7 @@ class CountingEngine(Engine):
     num_accepted = 0
 
     def submit(self, sequence: Sequence) -> None:
+        """Count what is taken; what is refused raises."""
         super().submit(sequence)
         self.num_accepted += 1
 
