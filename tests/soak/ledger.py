@@ -110,9 +110,22 @@ class Ledger:
             around = self.circumstances(exchange.opened_at, exchange.ended_at)
             if not (around.was_replaced or exchange.is_half_closed):
                 self.add(Kind.ANSWER, "the connection was closed without an answer")
+        elif exchange.ending is Ending.CUT and not exchange.is_event_stream and self._was_dying(exchange):
+            self.counts["answers cut with their process"] += 1
+            return True
         elif not exchange.status:
             self.counts["left before the first byte"] += 1
         return not exchange.status
+
+    def _was_dying(self, exchange: Exchange) -> bool:
+        """Whether the process went without waiting for anybody: killed, or dead and past the second that it lingers.
+
+        A stream has its terminal event by then; a refusal that was begun in the last moment is cut.
+        """
+        return any(
+            (one.is_kill or one.is_death) and one.began_at <= exchange.ended_at and exchange.opened_at <= one.ended_at
+            for one in self.replacements
+        )
 
     def note_fault(self, exchange: Exchange) -> bool:
         """Whether this answer is the tokenizer's injected fault. How many there were is compared at the end."""

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,38 @@ def test_an_error_in_the_log_that_nobody_meant() -> None:
     ledger.compare_with_log(head + "tests.soak.faults.Injected: a step\n" + head + "KeyError: 'slot'\nINFO next\n")
     assert kinds(ledger) == [Kind.UNEXPLAINED]
     assert "KeyError" in ledger.findings[0][1]
+
+
+REFUSAL = b'{"error": {"code": "OVERLOADED", "message": "try again later"}}'
+
+
+def test_a_refusal_says_when_to_come_back() -> None:
+    def told(peer: Peer) -> None:
+        peer.answer(REFUSAL, 429, Retry_After="2")
+
+    ledger = Ledger()
+    assert ledger.note_refusal(fetched(told))
+    assert kinds(ledger) == []
+    assert ledger.note_refusal(fetched(lambda peer: peer.answer(REFUSAL, 429)))
+    assert kinds(ledger) == [Kind.ANSWER]
+
+
+def test_a_connection_that_is_closed_without_an_answer_needs_a_reason() -> None:
+    ledger = Ledger()
+    assert ledger.note_no_answer(fetched(Peer.reset))
+    assert kinds(ledger) == [Kind.ANSWER]
+
+
+def test_an_answer_may_be_cut_by_the_death_of_the_process_alone() -> None:
+    def cut(peer: Peer) -> None:
+        peer.head(503, "application/json", Retry_After="2")
+
+    exchange = fetched(cut)
+    assert not Ledger().note_no_answer(exchange)
+    ledger = Ledger()
+    death = Replacement("dead", is_kill=False, is_death=True, began_at=exchange.opened_at - 1)
+    ledger.begin_replacement(death)
+    assert ledger.note_no_answer(exchange)
+    ledger = Ledger()
+    ledger.begin_replacement(replace(death, is_death=False))
+    assert not ledger.note_no_answer(exchange)
