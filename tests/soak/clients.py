@@ -18,6 +18,7 @@ from tests.soak.exchange import Ending, Exchange
 from tests.soak.garbage import send_garbage
 from tests.soak.judge import Kind, frames_of
 from tests.soak.ledger import Ledger
+from tests.soak.server import JOB_TTL_S
 
 ROUTES = ("/execute", "/execute", "/v1/chat/completions", "/v1/completions")
 LONG = 400  # tokens: enough to fill the small buffers of a client that does not read
@@ -194,10 +195,21 @@ class _Job:
             return True
         if ledger.note_no_answer(exchange) or ledger.note_refusal(exchange):
             return False
-        if exchange.status == 404 and ledger.was_replaced(self.since):
-            ledger.counts["jobs gone with their process"] += 1
-        else:
+        if not self._is_gone(exchange):
             ledger.add(Kind.ANSWER, f"job {self.id}: {exchange.status} {bytes(exchange.body[:300])!r}")
+        return False
+
+    def _is_gone(self, exchange: Exchange) -> bool:
+        """Whether the server says that it does not know the job, and it has a reason."""
+        if exchange.status != 404:
+            return False
+        ledger = self.world.ledger
+        if ledger.was_replaced(self.since):
+            ledger.counts["jobs gone with their process"] += 1
+            return True
+        if exchange.ended_at - self.since > JOB_TTL_S:  # a busy machine: we are late
+            ledger.counts["jobs that had expired"] += 1
+            return True
         return False
 
     async def cancel(self) -> None:
@@ -214,8 +226,7 @@ class _Job:
         if exchange.status == 200 and exchange.ending is Ending.COMPLETE:
             status: dict[str, object] = json.loads(exchange.body)
             return status
-        is_gone = exchange.status == 404 and ledger.was_replaced(self.since)
-        if not (is_gone or ledger.note_no_answer(exchange) or ledger.note_refusal(exchange)):
+        if not (self._is_gone(exchange) or ledger.note_no_answer(exchange) or ledger.note_refusal(exchange)):
             ledger.add(Kind.ANSWER, f"{method} {self.path}: {exchange.status} {bytes(exchange.body[:300])!r}")
         return None
 
@@ -243,7 +254,7 @@ async def job_read(world: World, rng: random.Random, number: int) -> None:
     job = await _create(world, rng, number)
     if job is None:
         return
-    await asyncio.sleep(rng.choice((0, 0, 0.05, 0.5, 1.5)))
+    await asyncio.sleep(rng.choice((0, 0, 0.05, 0.5, 1.5)))  # an ended job is kept for longer
     manner = rng.choice((Manner.EAGER, Manner.EAGER, Manner.SLOW))
     exchange = await job.read(rng, has_small_buffer=manner is Manner.SLOW)
     await behave(exchange, manner, rng)
@@ -376,7 +387,8 @@ async def retry(world: World, rng: random.Random, number: int) -> None:
         else:
             await _note(world, ask, exchange, rng)
         await asyncio.sleep(rng.choice((0, 0, 0.01, 0.2)))
-    if len(told) > 1 and not world.ledger.was_replaced(began_at):
+    is_old = time.monotonic() - began_at > JOB_TTL_S  # a key is free again when its job has expired
+    if len(told) > 1 and not is_old and not world.ledger.was_replaced(began_at):
         world.ledger.add(Kind.OUTCOME, f"one Idempotency-Key made the jobs {sorted(told)}")
 
 

@@ -24,7 +24,7 @@ class Kind(StrEnum):
     EXTRA = "second terminals, events behind the end"
     TOKENS = "lost, repeated or wrong tokens"
     CUT = "cut bodies"
-    LATE = "first events later than 5 s"
+    LATE = "first events later than 3 s"
     CONTRACT = "other breaches of the contract"
     ANSWER = "wrong HTTP answers"
     OUTCOME = "requests without exactly one outcome"

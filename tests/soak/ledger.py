@@ -20,7 +20,7 @@ _MEANT = ("tests.soak.faults.Injected", "SystemExit: injected")
 _DETAILS_SHOWN = 30
 JOB_LIFE_S = 15.0  # no job lasts longer: the total limit and a margin
 # The promise is 100 ms from acceptance. What is later than this is no busy machine: something else was waited for.
-LATE_S = 5.0
+LATE_S = 3.0
 KILL_S = 1.0  # from our decision to kill to the death
 # What a 503 says when it is no refusal but the end of an answer that was not to be streamed.
 _FAILURES_503 = ("VRAM_OOM", "ENGINE_DEAD", "SHUTTING_DOWN", "SLOW_CONSUMER")
@@ -92,11 +92,11 @@ class Ledger:
 
     def note_refusal(self, exchange: Exchange) -> bool:
         """Whether this answer is a refusal for now, which any request may get. It has to say when to come back."""
-        if exchange.status not in (429, 503) or exchange.ending is not Ending.COMPLETE:
+        if exchange.status not in (429, 503) or exchange.ending not in (Ending.COMPLETE, Ending.LEFT):
             return False
         if any(f'"{code}"'.encode() in exchange.body for code in _FAILURES_503):
             return False
-        if not exchange.headers.get("retry-after", "").isdigit():
+        if exchange.ending is Ending.COMPLETE and not exchange.headers.get("retry-after", "").isdigit():
             self.add(Kind.ANSWER, f"{exchange.status} without Retry-After: {bytes(exchange.body[:200])!r}")
         self.counts[f"refused with {exchange.status}"] += 1
         return True

@@ -163,7 +163,7 @@ async def _rest(world: World, baseline: dict[str, Any] | None) -> dict[str, Any]
     """Wait until nothing is left of any request, and as little of everything else as before; not for ever."""
     deadline = time.monotonic() + REST_LIMIT_S
     shown: dict[str, Any] | None = None
-    await asyncio.sleep(JOB_TTL_S)
+    await asyncio.sleep(JOB_TTL_S)  # of the jobs that ended last
     while True:
         if shown is not None:
             await asyncio.sleep(1)
