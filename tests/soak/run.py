@@ -39,8 +39,6 @@ MIN_PHASE_S = 2.0
 # An allocator keeps what it was given in a rush. More than this is no longer that.
 MEMORY_SLACK_BYTES = 32 * 1024 * 1024
 NUM_LAST_STREAMS = 8
-# The watcher of connections may hold on to the reader of the client that has left last, until another one leaves.
-HELD = {"Job": 1, "JobReader": 1, "ReceiveChannel": 2}
 
 
 @dataclass
@@ -171,7 +169,7 @@ async def _rest(world: World, baseline: dict[str, Any] | None) -> dict[str, Any]
         is_quiet = shallow is not None and not (shallow["open"] or shallow["running"] or shallow["streams"])
         if is_quiet or time.monotonic() > deadline:
             shown = await counters(world, is_deep=True)
-            is_settled = shown is not None and shown["objects"].get("Job", 0) <= HELD["Job"]
+            is_settled = shown is not None and not shown["objects"].get("Job")
             is_low = baseline is None or (shown is not None and not _excess(baseline, shown))
             if (is_settled and is_low) or time.monotonic() > deadline:
                 break
@@ -189,7 +187,7 @@ def _excess(first: dict[str, Any], last: dict[str, Any]) -> dict[str, int]:
     excess |= {name: last[name] - first[name] for name in ("threads", "descriptors")}
     kinds = {*first["objects"], *last["objects"]}
     for kind in kinds:
-        excess[kind] = last["objects"].get(kind, 0) - first["objects"].get(kind, 0) - HELD.get(kind, 0)
+        excess[kind] = last["objects"].get(kind, 0) - first["objects"].get(kind, 0)
     return {name: number for name, number in excess.items() if number > 0}
 
 
