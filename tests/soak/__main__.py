@@ -41,7 +41,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         results: list[Result] = []
         for name in classes:
-            num_blows = sum(len(result.ledger.replacements) for result in results)
+            num_blows = sum(result.ledger.counts["workers replaced"] for result in results)
             results.append(asyncio.run(soak(name, seed, seconds / len(classes), folder, num_blows)))
     show(results, console)
     return 0 if is_well(results) else 1

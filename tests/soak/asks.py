@@ -61,7 +61,9 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
 
 def new_ask(rng: random.Random, path: str, number: int, *, max_tokens: int | None = None) -> Ask:
     """A request for this route; the number makes its prompt, and so its answer, different from all others."""
-    prompt = f"{number}: " + " ".join(rng.choices(_WORDS, k=rng.choice((1, 3, 8, 20))))
+    prompt = f"{number}: " + " ".join(
+        rng.choices(_WORDS, k=rng.choice((1, 3, 8, 20) if max_tokens is None else (1, 3)))
+    )
     is_chat = path == "/v1/chat/completions" or (path in _NATIVE and rng.random() < 0.3)
     fields: dict[str, Any] = {}
     if is_chat:

@@ -21,7 +21,7 @@ from tests.soak.ledger import Ledger
 from tests.soak.server import JOB_TTL_S
 
 ROUTES = ("/execute", "/execute", "/v1/chat/completions", "/v1/completions")
-LONG = 400  # tokens: enough to fill the small buffers of a client that does not read
+LONG = 1000  # tokens: they fill the buffers of a client that does not read, and take longer than it may stop
 
 
 @dataclass
@@ -86,7 +86,7 @@ async def behave(exchange: Exchange, manner: Manner, rng: random.Random) -> None
         case Manner.PAUSES:
             await exchange.read(stop_at_byte=rng.randint(0, 3000), piece_bytes=200)
             # Longer than SLOW_CONSUMER takes, shorter than a write of the server may take: it hears of it.
-            await exchange.idle(rng.uniform(0.3, 3.2))
+            await exchange.idle(rng.uniform(0.3, 2.6))
             await exchange.read()
         case Manner.STALLS:
             await exchange.read(stop_at_byte=rng.randint(0, 1000), piece_bytes=200)
