@@ -254,7 +254,9 @@ async def _end_with_live_streams(world: World, server: SoakServer) -> None:
     world.ledger.counts["streams live at SIGTERM"] = num_live
     if num_live < NUM_LAST_STREAMS:
         world.ledger.add(Kind.PROCESS, f"only {num_live} of {NUM_LAST_STREAMS} streams were live at SIGTERM")
-    world.ledger.begin_replacement(Replacement("SIGTERM", is_kill=False, is_death=False, began_at=time.monotonic()))
+    world.ledger.begin_replacement(
+        Replacement("SIGTERM at the end", is_kill=False, is_death=False, began_at=time.monotonic())
+    )
     server.signal(signal.SIGTERM)
     await asyncio.gather(*(stream.task for stream in streams))
 
