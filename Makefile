@@ -5,8 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT ?= 8000
 
-.PHONY: help setup serve test spec lint types check chat bench model clean
-.PHONY: help setup serve test lint types check soak chat bench model clean
+.PHONY: help setup serve test spec lint types check soak mutations chat bench model clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
