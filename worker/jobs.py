@@ -182,8 +182,10 @@ class JobReader:
         Thread: one consumer at a time; `close` may come from any other.
         """
         deadline = time.monotonic() + timeout_s
-        while not (self.is_closed or self.is_done):
+        while True:
             self._waiter.arm()
+            if self.is_closed or self.is_done:  # behind `arm`: a close in between would be slept over
+                break
             events, self.is_done = self.job._events_from(self._next)
             if events:
                 first, self._next = self._next, self._next + len(events)

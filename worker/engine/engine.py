@@ -211,15 +211,18 @@ class Engine:
         """Everyone has been told; now the process may be replaced."""
         self.on_dead()
 
-    def abandon(self) -> None:
+    def abandon(self) -> bool:
         """End every stream from outside, because the generation thread cannot: it is stuck, or died without doing so.
 
         Thread: any other. Idempotent. Slots and cache are lost with the process; nobody may touch them from here. Does
         nothing while the engine lives.
+
+        Returns:
+            Whether it is dead.
         """
         reason = self.liveness()
         if not reason:
-            return
+            return False
         with self._lock:
             is_stalled = self.state is not EngineState.DEAD
             self._is_accepting = False
@@ -238,6 +241,7 @@ class Engine:
                 self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
         if is_stalled:
             self._log(logging.CRITICAL, all_stacks())
+        return True
 
     def liveness(self) -> str:
         """Why the engine does not live, or an empty string."""
@@ -301,8 +305,10 @@ class Engine:
         self._log(logging.INFO, f"ready after {now - self.started_at:.1f} s: {self._model.description}")
 
     def _loop(self) -> None:
-        while not self._is_stopping:
+        while True:
             self._waiter.arm()
+            if self._is_stopping:  # behind `arm`: a stop in between would be slept over
+                return
             now = self._begin(Phase.SCHEDULING)
             self._take_inbox()
             self._end_unwanted(now)
@@ -493,6 +499,7 @@ class Engine:
         with self._lock:
             self._is_accepting = False
             self.state = EngineState.DEAD
+            self.reason = "the generation thread died"  # should the error be unable to say more
             is_expected = isinstance(error, ModelLoadError)
             self.reason = str(error) if is_expected else f"the generation thread died of {error!r}"
         self._log(logging.CRITICAL, self.reason)

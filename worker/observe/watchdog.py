@@ -57,20 +57,25 @@ class Watched(Protocol):
 
     def wait_ended(self, timeout_s: float) -> bool: ...
     def liveness(self) -> str: ...
-    def abandon(self) -> None: ...
+    def abandon(self) -> bool: ...
     def gone(self) -> None: ...
 
 
 def watch(engine: Watched) -> None:
     """Wait for the generation thread's end or its stall, and clean up behind it. Thread: a native one of its own."""
-    while not engine.wait_ended(TICK_S):
-        if engine.liveness():
-            break
-    if engine.liveness():
+    has_ended = False
+    while not has_ended:
+        has_ended = engine.wait_ended(TICK_S)
         try:
-            engine.abandon()
-        finally:
+            # One look decides: a step that came back between two would leave the engine unwatched, or its process
+            # replaced under open streams (spec/shutdown.pml, WATCHDOG_LOOKS_TWICE).
+            was_abandoned = engine.abandon()
+        except BaseException:
             engine.gone()
+            raise
+        if was_abandoned:
+            engine.gone()
+            return
 
 
 def all_stacks() -> str:

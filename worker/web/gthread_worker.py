@@ -105,6 +105,9 @@ class EndstopThreadWorker(DrainingWorker, ThreadWorker):  # type: ignore[misc]
 
 
 def _is_probe(sock: socket.socket) -> bool:
+    # Python waits for a socket that has a timeout, whatever the flags say, and this is the loop that accepts. A
+    # connection that comes back with its next request buffered still has the timeout of its last answer.
+    sock.setblocking(False)
     try:
         return sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT).startswith(PROBES)
     except OSError:

@@ -10,6 +10,9 @@ from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRe
 
 logger = logging.getLogger("endstop")
 
+# After a failure that is not the request's fault: long enough for a new worker with a small model to be ready.
+RETRY_FAILED_S = 10
+
 # The routes that exist because OpenAI's API has them.
 OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/models")
 
@@ -45,7 +48,10 @@ def _refuse_request(error: RequestError) -> Response:
 
 
 def _refuse_generation(error: GenerationFailed) -> Response:
-    return _answer(error.status, error.code, error.message, [])
+    response = _answer(error.status, error.code, error.message, [])
+    if error.status == 503:
+        response.headers["Retry-After"] = str(RETRY_FAILED_S)
+    return response
 
 
 def _refuse_http(error: HTTPException) -> Response:
