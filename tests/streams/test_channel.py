@@ -170,6 +170,54 @@ def test_unlisten_ends_the_wake_ups(wakeup: Wakeup) -> None:
     assert woken == ["one", "two", "two"]
 
 
+def test_two_may_begin_to_listen_at_once(wakeup: Wakeup) -> None:
+    # Two readers of one job come: whoever is left out of the list is never woken.
+    steps = Steps()
+
+    def play() -> None:
+        sender, receiver = open_any(wakeup)
+        woken: list[str] = []
+        one, two = LookingWaiter(lambda: woken.append("one")), LookingWaiter(lambda: woken.append("two"))
+
+        def listen_in_another_thread() -> None:
+            others.append(start_native(lambda: receiver.listen(two)))
+            others[-1].is_done(0.02)  # inside the lock it has to wait for us
+
+        others: list[Any] = []
+        if not steps.run(lambda: receiver.listen(one), listen_in_another_thread):
+            receiver.listen(two)
+        for other in others:
+            other.result()
+        sender.send("item")
+        assert sorted(woken) == ["one", "two"]
+
+    play_every_step(steps, play)
+
+
+def test_one_may_begin_to_listen_while_another_ceases(wakeup: Wakeup) -> None:
+    steps = Steps()
+
+    def play() -> None:
+        sender, receiver = open_any(wakeup)
+        woken: list[str] = []
+        one, two = LookingWaiter(lambda: woken.append("one")), LookingWaiter(lambda: woken.append("two"))
+        receiver.listen(one)
+
+        def listen_in_another_thread() -> None:
+            others.append(start_native(lambda: receiver.listen(two)))
+            others[-1].is_done(0.02)
+
+        others: list[Any] = []
+        if not steps.run(lambda: receiver.unlisten(one), listen_in_another_thread):
+            receiver.listen(two)
+        for other in others:
+            other.result()
+        sender.send("item")
+        assert woken == ["two"]
+
+    play_every_step(steps, play)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["send", "close"])
 def test_a_take_at_any_step_of_the_sender_loses_nothing(wakeup: Wakeup, call: str) -> None:
@@ -756,6 +804,28 @@ def test_a_close_at_any_step_of_statistics_does_not_bend_the_count(wakeup: Wakeu
 
     play_every_step(steps, play)
     assert set(num_waiting) == {num_sent}
+
+
+def test_a_send_at_any_step_of_statistics_is_in_all_of_them_or_in_none(wakeup: Wakeup) -> None:
+    steps = Steps()
+
+    def play() -> None:
+        sender, receiver = open_any(wakeup)
+
+        def send_in_another_thread() -> None:
+            others.append(start_native(lambda: sender.send("item")))
+            others[-1].is_done(0.02)  # inside the lock it has to wait for us
+
+        others: list[Any] = []
+        seen: list[Any] = []
+        steps.run(lambda: seen.append(receiver.statistics()), send_in_another_thread)
+        for other in others:
+            other.result()
+        (statistics,) = seen
+        assert statistics.num_waiting == statistics.num_sent
+        assert (statistics.waiting_since is not None) == bool(statistics.num_sent)
+
+    play_every_step(steps, play)
 
 
 # All of it against a model.
