@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.streams.threads import LookingWaiter
 from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.support.runners import ScriptedRunner
@@ -20,7 +21,7 @@ from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine, EngineState
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.scheduler import Row
-from worker.engine.sequence import Deadlines, SequenceState
+from worker.engine.sequence import Deadlines, Sequence, SequenceState
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import GenerationFailed, ModelLoadError, NotReady, Overloaded
 from worker.events import End, Event, Failure, Metrics, Narration, StopReason, Token, Usage
@@ -406,7 +407,8 @@ def test_a_stream_that_was_ended_from_outside_costs_only_its_own_row() -> None:
         assert stop_reason(neighbour) is StopReason.MAX_TOKENS
         assert b.engine.state is EngineState.READY
         b.alone([5])
-        assert len(b.outcomes(given_up)) == 1
+        assert b.outcomes(given_up) == ["error{ENGINE_DEAD}"]
+        assert "Traceback" not in b.log()
 
 
 @pytest.mark.parametrize("when", ["queued", "cancelled"])
@@ -424,6 +426,25 @@ def test_a_stream_that_was_ended_from_outside_can_be_cancelled_and_overdue(when:
         wait_until(lambda: given_up.sequence.state is SequenceState.FINISHED)
         assert b.engine.state is EngineState.READY
         assert len(b.outcomes(given_up)) == 1
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
+def test_a_prompt_with_a_token_that_the_model_does_not_know_fails_alone(token_id: int) -> None:
+    """No tokenizer that fits its model makes one; the embedding would fail the step of everybody."""
+    with bench() as b:
+        neighbour, unknown = b.submit_together([[3], [4, token_id]])
+        terminal = end_of(unknown)
+        assert isinstance(terminal, Failure)
+        assert (terminal.code, terminal.usage) == ("INFERENCE_FAILED", Usage(2, 0))
+        assert "does not know" in terminal.message
+        assert stop_reason(neighbour) is StopReason.MAX_TOKENS
+
+
+def test_requests_end_though_nobody_writes_the_log() -> None:
+    with bench() as b:
+        b.engine.records.close()
+        assert stop_reason(b.submit([3])) is StopReason.MAX_TOKENS
+        assert b.engine.state is EngineState.READY
 
 
 # ---- faults of a step
@@ -561,6 +582,47 @@ def test_a_fault_of_the_loop_ends_everyone_and_marks_the_engine_dead() -> None:
         assert "Traceback" in b.log()
 
 
+def test_who_came_while_the_last_step_ran_is_ended_too() -> None:
+    with bench() as b:
+
+        class Killed(BaseException):
+            pass
+
+        def die(number: int, rows: list[Row]) -> None:
+            raise Killed("the loop")
+
+        b.gate.hold()
+        running = b.submit([3])
+        b.gate.wait_until_held()
+        late = b.submit([4])  # nobody has looked at it yet
+        b.runner.before_step = die
+        b.gate.open()
+        assert [code(reply) for reply in (running, late)] == ["ENGINE_DEAD"] * 2
+
+
+def test_while_a_dying_engine_ends_everyone_nothing_is_accepted() -> None:
+    """Who came in now would be behind those that are ended, and wait for a thread that is gone."""
+    with bench() as b:
+        refusals: list[str] = []
+
+        class Killed(BaseException):
+            pass
+
+        def die(number: int, rows: list[Row]) -> None:
+            raise Killed("the loop")
+
+        def try_to_come_in(slot: int, length: int) -> None:
+            try:
+                b.submit([4])
+            except NotReady as refusal:
+                refusals.append(refusal.code)
+
+        b.runner.before_step = die
+        b.runner.scrub = try_to_come_in  # type: ignore[method-assign]
+        assert code(b.submit([3])) == "ENGINE_DEAD"
+        assert refusals == ["DEAD"]
+
+
 def test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending() -> None:
     with bench() as b:
 
@@ -662,6 +724,25 @@ def test_an_idle_engine_hears_a_cancel_and_a_submit_at_once() -> None:
             assert stop_reason(b.submit([3], max_tokens=2)) is StopReason.MAX_TOKENS
             b.engine.drain(0)
             wait_until(lambda: b.engine.state is EngineState.DRAINING)
+
+
+def test_a_submit_between_the_look_and_the_sleep_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.engine.IDLE_TICK_S", 10 * WAIT_S)
+    with bench() as b:
+        late = new_sequence([3], tokenizer=TOKENIZER)
+        schedule = b.engine._scheduler.schedule
+
+        def submit_when_there_is_nothing_to_do() -> list[Row]:
+            rows = schedule()
+            if not rows and late.sequence not in submitted:
+                submitted.append(late.sequence)
+                b.engine.submit(late.sequence)
+            return rows
+
+        submitted: list[Sequence] = []
+        monkeypatch.setattr(b.engine._scheduler, "schedule", submit_when_there_is_nothing_to_do)
+        b.engine._waiter.wake()
+        assert stop_reason(late) is StopReason.MAX_TOKENS
 
 
 @pytest.mark.parametrize("where", ["queued", "running"])
@@ -889,6 +970,25 @@ def test_behind_a_stop_nothing_is_accepted() -> None:
             _ = b.engine.model
 
 
+def test_a_submit_is_wholly_before_or_wholly_after_a_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench() as b:
+        check_room = b.engine._check_room
+        states: list[EngineState] = []
+        stopping = threading.Thread(target=b.engine._stop_accepting)
+
+        def check_and_be_overtaken(num_prompt_tokens: int) -> None:
+            check_room(num_prompt_tokens)
+            stopping.start()
+            stopping.join(0.05)  # it has to wait until the submit is done
+            states.append(b.engine.state)
+
+        monkeypatch.setattr(b.engine, "_check_room", check_and_be_overtaken)
+        assert stop_reason(b.submit([3])) is StopReason.MAX_TOKENS
+        stopping.join(WAIT_S)
+        assert states == [EngineState.READY], "accepted, and behind the shutdown"
+        assert b.engine.state is EngineState.DRAINING
+
+
 @pytest.mark.slow
 def test_submits_that_race_with_a_stop_are_refused_or_ended() -> None:
     for _ in range(20):
@@ -936,6 +1036,49 @@ def test_the_place_is_free_before_the_terminal_event_is_there() -> None:
     with bench(max_slots=1, max_queue=0) as b:
         for _ in range(30):
             assert stop_reason(b.submit([3], max_tokens=1)) is StopReason.MAX_TOKENS
+
+
+def test_when_the_terminal_event_is_there_slot_and_place_are_free() -> None:
+    with bench(max_slots=1, max_queue=0) as b:
+        reply = new_sequence([3], tokenizer=TOKENIZER)
+        taken: list[tuple[int, int]] = []
+
+        def look() -> None:
+            if reply.receiver.peek_end() is not None:
+                taken.append((b.engine.num_running, b.engine.num_open))
+
+        reply.receiver.listen(LookingWaiter(look))
+        b.engine.submit(reply.sequence)
+        wait_until(lambda: reply.sequence.state is SequenceState.FINISHED)
+        b.outcomes(reply)  # noted last
+        assert taken == [(0, 0)]
+
+
+def test_of_two_who_end_one_stream_at_once_one_does() -> None:
+    """The generation thread and the watchdog, when a step comes back in the moment in which it is given up."""
+    engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
+    reply = new_sequence([3], tokenizer=TOKENIZER)
+    others: list[threading.Thread] = []
+
+    def end(code: str) -> None:
+        engine._close(reply.sequence, Failure(code, "ended", reply.sequence.usage))
+
+    class Watched(set[Sequence]):
+        def __contains__(self, item: object) -> bool:
+            is_open = super().__contains__(item)
+            if not others:
+                others.append(threading.Thread(target=end, args=("SECOND",)))
+                others[0].start()
+                others[0].join(0.05)  # it has to wait for us
+            return is_open
+
+    engine._open = Watched([reply.sequence])
+    end("FIRST")
+    others[0].join(WAIT_S)
+    assert [record.detail for record in engine.records.take() if isinstance(record, Outcome)] == ["FIRST"]
+    *_, terminal = reply.events()
+    assert isinstance(terminal, Failure)
+    assert terminal.code == "FIRST"
 
 
 # ---- loading
@@ -1057,6 +1200,42 @@ def test_a_step_that_does_not_come_back_ends_every_stream_from_outside() -> None
         assert b.engine.state is EngineState.DEAD
         assert b.outcomes(running, queued) == ["error{STALLED}"] * 2
         assert "stacks of all threads" in b.log()
+
+
+def test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench(max_slots=1, step_limit_s=0.05) as b:
+        was_told = threading.Event()
+        b.engine.on_dead = was_told.set
+        close = b.engine._close
+        closed: list[Sequence] = []
+
+        def fail_once(sequence: Sequence, terminal: Failure, vram_bytes: int = 0) -> None:
+            closed.append(sequence)
+            if len(closed) == 1:
+                raise RuntimeError("its usage cannot be told")
+            close(sequence, terminal, vram_bytes)
+
+        monkeypatch.setattr(b.engine, "_close", fail_once)
+        b.gate.hold()
+        replies = [b.submit([n]) for n in (3, 4, 5)]
+        assert was_told.wait(WAIT_S)
+        told = [reply for reply in replies if reply.sequence is not closed[0]]
+        assert abandoned(*told) == ["STALLED"] * 2
+        assert "its usage cannot be told" in b.log()
+
+
+def test_an_engine_that_lives_is_not_abandoned() -> None:
+    """Every keep-alive of every stream asks for it."""
+    with bench() as b:
+        b.gate.hold()
+        reply = b.submit([3])
+        b.gate.wait_until_held()
+        b.engine.abandon()
+        assert b.engine.state is EngineState.READY
+        b.gate.open()
+        assert stop_reason(reply) is StopReason.MAX_TOKENS
 
 
 def test_a_long_prefill_is_no_stall() -> None:

@@ -1,4 +1,7 @@
-"""The watchdog against a real engine whose stall may end at any of its looks. spec/shutdown.pml is the whole of it."""
+"""The watchdog against engines that only tell it how they are, and against a real one whose stall may end at any look.
+
+spec/shutdown.pml is the whole of it.
+"""
 
 import itertools
 from dataclasses import replace
@@ -7,9 +10,71 @@ import pytest
 
 from tests.support.engines import new_sequence
 from worker.engine.engine import Engine, EngineState
-from worker.observe.watchdog import watch
+from worker.observe.watchdog import Phase, Stamp, watch
 from worker.settings import Settings
 from worker.streams.wakeup import ThreadWakeup
+
+
+class FakeEngine:
+    """Ends and fails by a script.
+
+    Attributes:
+        said: What the watchdog has asked for, in order.
+    """
+
+    def __init__(self, ends: list[bool], reasons: list[str], abandon_fails: bool = False) -> None:
+        self._ends = ends  # what each wait for the end finds; the watchdog may not wait again after the last
+        self._reasons = reasons  # why it does not live, from look to look; the last one stays
+        self._abandon_fails = abandon_fails
+        self.said: list[str] = []
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        assert self._ends, "waited for once too often"
+        return self._ends.pop(0)
+
+    def abandon(self) -> bool:
+        reason = self._reasons.pop(0) if len(self._reasons) > 1 else self._reasons[0]
+        if not reason:
+            return False
+        self.said.append("abandon")
+        if self._abandon_fails:
+            raise RuntimeError("not everyone could be told")
+        return True
+
+    def gone(self) -> None:
+        self.said.append("gone")
+
+
+def test_a_thread_that_ends_well_is_left_alone() -> None:
+    engine = FakeEngine([False, False, True], [""])
+    watch(engine)
+    assert engine.said == []
+
+
+def test_a_thread_that_has_died_is_cleaned_up_behind() -> None:
+    engine = FakeEngine([False, True], ["", "it died"])
+    watch(engine)
+    assert engine.said == ["abandon", "gone"]
+
+
+def test_a_stall_is_cleaned_up_though_the_thread_does_not_end() -> None:
+    engine = FakeEngine([False, False], ["", "a step has not come back"])
+    watch(engine)
+    assert engine.said == ["abandon", "gone"]
+    assert engine._ends == [], "it was not waited for"
+
+
+def test_the_process_is_replaced_though_not_everyone_could_be_told() -> None:
+    engine = FakeEngine([True], ["it died"], abandon_fails=True)
+    with pytest.raises(RuntimeError, match="not everyone"):
+        watch(engine)
+    assert engine.said == ["abandon", "gone"]
+
+
+def test_loading_and_the_end_are_no_stall() -> None:
+    for phase in Phase:
+        is_stall = bool(Stamp(phase, at=0.0).overdue(1e6, step_limit_s=10.0))
+        assert is_stall == (phase not in (Phase.LOADING, Phase.ENDED))
 
 
 @pytest.mark.parametrize("num_overdue", [1, 2, 3])
