@@ -1,7 +1,9 @@
 """Jobs without a server: the journal and its readers, idempotency keys, and what is forgotten when."""
 
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,17 +13,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.streams.threads import LookingWaiter, ShownWakeup, SleeplessWakeup, start_consumer
 from tests.support.engines import loaded_model, new_sequence, wait_until
 from tests.support.gated_runner import GatedRunner
 from tests.support.waiters import InterruptedWaiter
 from worker.engine.engine import Engine
+from worker.engine.sequence import Sequence
 from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
-from worker.jobs import Job, JobReader, Jobs
+from worker.jobs import Job, JobReader, Jobs, OnDisconnect
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
-from worker.streams.wakeup import ThreadWakeup
+from worker.streams.wakeup import ThreadWakeup, Wakeup
 
 WAIT_S = 60.0
 
@@ -121,6 +125,61 @@ def test_requests_with_one_key_that_come_together_are_one_job() -> None:
         assert engine.num_open == 1
 
 
+def test_while_a_job_is_made_its_key_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jobs_of() as (jobs, engine, _):
+        start = jobs.start
+        made: list[Job] = []
+        other = threading.Thread(target=lambda: made.append(jobs.start_once("key", request(), "continue")[0]))
+
+        def start_and_be_overtaken(asked: GenerateRequest, on_disconnect: OnDisconnect) -> Job:
+            if other.ident is None:
+                other.start()
+                other.join(0.05)  # it has to wait for us
+            return start(asked, on_disconnect)
+
+        monkeypatch.setattr(jobs, "start", start_and_be_overtaken)
+        made.append(jobs.start_once("key", request(), "continue")[0])
+        other.join(WAIT_S)
+        assert made[0] is made[1]
+        assert engine.num_open == 1
+
+
+def test_the_key_of_a_job_that_was_just_forgotten_is_free() -> None:
+    with jobs_of() as (jobs, _, _runner):
+        first, _ = jobs.start_once("key", request(), "continue")
+        jobs.forget(first)
+        again, is_known = jobs.start_once("key", request("another"), "continue")
+        assert not is_known
+        assert again is not first
+
+
+def test_keys_are_forgotten_with_their_jobs() -> None:
+    with jobs_of() as (jobs, _, _runner):
+        jobs.start_once("kept", request(), "continue")
+        job, _ = jobs.start_once("forgotten", request(), "continue")
+        jobs.forget(job)
+        jobs.sweep()
+        assert list(jobs._keyed) == ["kept"]
+
+
+def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
+    with jobs_of() as (jobs, _, _runner):
+        jobs.start_once("old", request(), "continue")
+        other = threading.Thread(target=jobs.start_once, args=("new", request("another"), "continue"))
+
+        class Watched(dict[str, Job]):
+            def __contains__(self, job_id: object) -> bool:
+                if other.ident is None:
+                    other.start()
+                    other.join(0.05)  # it has to wait for us
+                return super().__contains__(job_id)
+
+        jobs._jobs = Watched(jobs._jobs)
+        jobs.sweep()
+        other.join(WAIT_S)
+        assert list(jobs._keyed) == ["old", "new"]
+
+
 # ---- admission
 
 
@@ -169,6 +228,43 @@ def test_who_waits_is_told_each_place_on_the_way() -> None:
         assert said[len(places)].startswith("prefilling ")
 
 
+@pytest.mark.parametrize(
+    ("fields", "bad"),
+    [
+        ({"prompt": "a" * 600}, "prompt"),
+        ({"max_tokens": 600}, "max_tokens"),
+        ({"deadline_s": 10**6}, "deadline_s"),
+    ],
+)
+def test_what_can_never_fit_is_refused(fields: dict[str, Any], bad: str) -> None:
+    with jobs_of() as (jobs, engine, _):
+        with pytest.raises(InvalidRequest) as refusal:
+            jobs.start(request(**fields), "continue")
+        assert [error.field for error in refusal.value.errors] == [bad]
+        assert engine.num_open == 0
+
+
+def test_a_prompt_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with jobs_of() as (jobs, engine, _):
+        monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text: [])
+        with pytest.raises(InvalidRequest, match="holds no token"):
+            jobs.start(request(), "continue")
+
+
+def test_only_a_job_that_ends_with_its_reader_has_deadlines_for_it() -> None:
+    """One that goes on is looked after by the housekeeper, and may wait for a reader."""
+
+    def limits(job: Job) -> tuple[float, float]:
+        sequence = job._sequence()
+        assert sequence is not None
+        return sequence.deadlines.claim_s, sequence.deadlines.slow_consumer_s
+
+    with jobs_of(claim_timeout_s=5.0, slow_consumer_s=6.0) as (jobs, _, _runner):
+        assert limits(jobs.start(request(), "cancel")) == (5.0, 6.0)
+        assert limits(jobs.start(request(), "continue")) == (math.inf, math.inf)
+        assert limits(jobs.start(request(on_disconnect="continue"), "cancel")) == (math.inf, math.inf)
+
+
 # ---- what is forgotten
 
 
@@ -209,6 +305,27 @@ def test_ended_jobs_are_capped_in_bytes_and_the_oldest_goes_first() -> None:
         assert all(job.num_bytes > 0 for job in made)
         jobs._settings = replace(jobs._settings, max_journal_bytes=made[2].num_bytes + made[3].num_bytes)
         assert [is_kept(jobs, job) for job in made] == [False, False, True, True]
+
+
+def test_an_ended_job_is_forgotten_after_its_time() -> None:
+    with jobs_of() as (jobs, _, runner):
+        runner.open()
+        old, young = ended_jobs(jobs, 2)
+        assert old.ended_at is not None
+        old.ended_at -= jobs._settings.job_ttl_s + 1
+        assert [is_kept(jobs, job) for job in (old, young)] == [False, True]
+
+
+def test_a_job_that_is_forgotten_is_forgotten_once_and_tells_its_sender() -> None:
+    with jobs_of() as (jobs, _, _runner):
+        job = jobs.start(request(), "continue")
+        sequence = job._sequence()
+        assert sequence is not None
+        jobs.forget(job)
+        assert sequence.sender.is_broken
+        jobs.forget(job)
+        with pytest.raises(UnknownJob):
+            jobs.get(job.id)
 
 
 def test_a_job_that_runs_is_never_forgotten() -> None:
@@ -268,6 +385,157 @@ def test_a_reader_that_is_closed_from_outside_does_not_sleep_on_whenever_that_co
         reader._waiter = waiter
         assert reader.read(0.01) == []
         assert waiter.num_waits == 0
+
+
+END = End(StopReason.EOS, Usage(1, 1), 0.0)
+
+
+def lone_job(
+    on_disconnect: OnDisconnect = "continue", wakeup: Wakeup | None = None
+) -> tuple[Job, Sequence, FakeEngine]:
+    """A job whose engine only notes who cancels."""
+    reply = new_sequence([1])
+    engine = FakeEngine()
+    known_as: Any = engine
+    job = Job(
+        Started("job", "model", "now"),
+        reply.sequence,
+        reply.receiver,
+        known_as,
+        wakeup or ThreadWakeup(),
+        on_disconnect,
+    )
+    return job, reply.sequence, engine
+
+
+def test_a_job_does_not_keep_a_forgotten_stream_open() -> None:
+    job, sequence, engine = lone_job()
+    assert job.status().state == "QUEUED"
+    del sequence
+    status = job.status()
+    assert status.state == "FAILED"
+    assert isinstance(status.terminal, Failure)
+    assert status.terminal.code == "INCOMPLETE"
+    job.cancel("delete")
+    assert engine.cancelled_by == []
+
+
+def test_only_the_last_reader_who_leaves_cancels() -> None:
+    job, _sequence, engine = lone_job("cancel")
+    first, second = job.read(), job.read()
+    first.close()
+    first.close()
+    assert engine.cancelled_by == []
+    second.close()
+    assert engine.cancelled_by == ["client"]
+
+
+def test_who_has_been_told_the_end_does_not_cancel_by_leaving() -> None:
+    job, sequence, engine = lone_job("cancel")
+    reader = job.read()
+    sequence.sender.close(END)
+    reader.close()
+    assert engine.cancelled_by == []
+
+
+def test_a_job_that_is_to_go_on_is_not_cancelled_by_leaving() -> None:
+    job, _sequence, engine = lone_job("continue")
+    job.read().close()
+    assert engine.cancelled_by == []
+
+
+def test_the_time_without_readers_begins_when_the_last_one_leaves() -> None:
+    job, _sequence, engine = lone_job()
+    job._unread_since -= 1000
+    reader = job.read()
+    job.expire(time.monotonic(), orphan_ttl_s=500)
+    reader.close()
+    job.expire(time.monotonic(), orphan_ttl_s=500)
+    assert engine.cancelled_by == []
+    job.expire(time.monotonic() + 501, orphan_ttl_s=500)
+    assert engine.cancelled_by == ["orphan"]
+
+
+@pytest.mark.parametrize("who", ["read", "expire"])
+def test_between_taking_and_writing_down_nobody_looks(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who did would find neither, and sleep through the last event."""
+    job, sequence, _ = lone_job()
+    early, late = job.read(0), job.read(0)
+    sequence.sender.send(Token("a", 0))
+    sequence.sender.close(END)
+    append = job._append
+    seen: list[tuple[int, Event]] = []
+    other = threading.Thread(target=lambda: seen.extend(late.read(0)))
+
+    def append_and_be_overtaken(events: list[Event]) -> None:
+        if other.ident is None:
+            other.start()
+            other.join(0.05)  # it has to wait for us
+        append(events)
+
+    monkeypatch.setattr(job, "_append", append_and_be_overtaken)
+    takes: dict[str, Callable[[], object]] = {"read": lambda: early.read(0), "expire": lambda: job.expire(0.0, 1e9)}
+    takes[who]()
+    other.join(WAIT_S)
+    assert seen == [(1, Token("a", 0)), (2, END)]
+    assert late.is_done
+
+
+def test_an_event_between_the_look_and_the_sleep_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, sequence, _ = lone_job(wakeup=SleeplessWakeup(at_sleep=lambda: None))
+    reader = job.read(0)
+    look = job._events_from
+    num_looks = 0
+
+    def look_and_be_overtaken(number: int) -> tuple[list[Event], bool]:
+        nonlocal num_looks
+        found = look(number)
+        num_looks += 1
+        if num_looks == 1:
+            sequence.sender.send(Token("a", 0))
+        return found
+
+    monkeypatch.setattr(job, "_events_from", look_and_be_overtaken)
+    assert reader.read(WAIT_S) == [(1, Token("a", 0))]
+
+
+def test_who_comes_back_with_the_last_number_does_not_wait() -> None:
+    job, sequence, _ = lone_job(wakeup=SleeplessWakeup(at_sleep=lambda: None))
+    sequence.sender.close(END)
+    last = read_to_the_end(job)[-1][0]
+    reader = job.read(last)
+    assert reader.read(WAIT_S) == []
+    assert reader.is_done
+
+
+def test_looking_is_not_waiting() -> None:
+    job, _sequence, _ = lone_job(wakeup=SleeplessWakeup(at_sleep=lambda: None))
+    assert job.read(0).read(0) == []
+
+
+def test_a_close_ends_a_read_in_another_thread() -> None:
+    shown = ShownWakeup(ThreadWakeup())
+    job, _sequence, _ = lone_job(wakeup=shown)
+    reader = job.read(0)
+    reading = start_consumer(lambda: reader.read(WAIT_S))
+    shown.wait_until_asleep()
+    reader.close()
+    assert reading.result() == []
+
+
+def test_a_reader_who_has_left_is_not_woken_any_more() -> None:
+    class LookingWakeup:
+        def new_waiter(self) -> LookingWaiter:
+            return LookingWaiter(lambda: woken.append("woken"))
+
+    woken: list[str] = []
+    job, sequence, _ = lone_job(wakeup=LookingWakeup())
+    reader = job.read(0)
+    sequence.sender.send(Token("a", 0))
+    reader.close()
+    woken.clear()
+    sequence.sender.send(Token("b", 1))
+    assert woken == []
 
 
 class Journal(RuleBasedStateMachine):
