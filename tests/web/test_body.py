@@ -11,6 +11,7 @@ from app import create_app
 from tests.support.engines import loaded_model, wait_until
 from tests.support.gated_runner import GatedRunner
 from worker.engine.engine import Engine
+from worker.events import Started, Token
 from worker.settings import Settings
 from worker.streams.wakeup import new_wakeup
 from worker.web.sse import StreamBody
@@ -62,6 +63,38 @@ def test_close_runs_when_the_stream_raises() -> None:
     assert closes.count == 1
 
 
+def test_the_clean_up_runs_though_the_stream_fails_to_close() -> None:
+    def clings() -> Iterator[bytes]:
+        try:
+            yield b"1"
+        finally:
+            raise RuntimeError("a bug")
+
+    closes = _Closes()
+    body = StreamBody(clings(), closes)
+    next(body)
+    with pytest.raises(RuntimeError, match="a bug"):
+        body.close()
+    assert closes.count == 1
+
+
+def test_a_close_ends_the_stream() -> None:
+    ended: list[str] = []
+
+    def numbers() -> Iterator[bytes]:
+        try:
+            yield b"1"
+            yield b"2"
+        finally:
+            ended.append("ended")
+
+    chunks = numbers()
+    body = StreamBody(chunks, _Closes())
+    next(body)
+    body.close()
+    assert ended == ["ended"]
+
+
 @pytest.fixture
 def app() -> Iterator[Flask]:
     settings = replace(Settings(), max_slots=2, max_queue=2, max_context=128)
@@ -95,12 +128,16 @@ def test_a_body_that_is_never_started_frees_its_slot(app: Flask) -> None:
 
 
 def test_a_body_that_a_hook_throws_away_frees_its_slot(app: Flask) -> None:
+    kept = []  # as the frames of a traceback do, so that it is not the collector who cleans up
+
     @app.after_request
     def raises(response: Response) -> Response:
+        kept.append(response)
         raise RuntimeError("a hook's bug")
 
     response = app.test_client().post("/execute", json=PROMPT)
     assert response.status_code == 500
+    assert len(kept) == 2, "the stream, and the answer that says that it failed"
     assert _shared(app).streams.num_open == 0
     _wait_until_free(app)
 
@@ -124,3 +161,36 @@ def test_an_event_that_cannot_be_encoded_ends_the_stream_with_a_code(
 
     assert assert_ended_once(body)["code"] == "INFERENCE_FAILED"
     _wait_until_free(app)
+
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_chat_leaves_nothing_behind(app: Flask, is_stream: bool) -> None:
+    """Nobody can ask for it again: OpenAI's API has no resume."""
+    app.extensions["runner"].open()
+    answer = app.test_client().post("/v1/chat/completions", json=CHAT | {"stream": is_stream})
+    assert answer.status_code == 200
+    answer.close()
+    assert _shared(app).jobs._jobs == {}
+    assert _shared(app).streams.num_open == 0
+
+
+def test_a_whole_answer_that_fails_frees_its_slot(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("worker.web.openai.collect", fail)
+    kept = app.test_client().post("/v1/chat/completions", json=CHAT)
+    assert kept.status_code == 500
+    assert _shared(app).streams.num_open == 0
+    _wait_until_free(app)
+
+
+def test_a_whole_answer_whose_client_has_left_is_none(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come until then must not be told as an answer: a client that has closed only its half still reads."""
+    monkeypatch.setattr("worker.web.openai.collect", lambda *args: [Started("job", "model", "now"), Token("a", 0)])
+    answer = app.test_client().post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 500
+    assert answer.get_json()["error"]["code"] == "CANCELLED"

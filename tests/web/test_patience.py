@@ -6,12 +6,15 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
 
 from tests.support.processes import num_threads
 from tests.support.servers import WORKER_CLASSES, RawStream, Server, assert_ended_once, events_of, running_server
+from worker.web.gthread_worker import EndstopThreadWorker
 
 pytestmark = pytest.mark.slow
 
@@ -178,3 +181,12 @@ def test_a_client_that_never_reads_again_is_cut(slow: Server, kind: str) -> None
         assert not deaf.is_complete, "a body that was cut must not look whole"
     assert "Traceback" not in slow.log()
     slow.post("/gate/close")
+
+
+def test_a_worker_that_leaves_does_not_wait_for_a_first_byte() -> None:
+    """Whoever has not said anything yet is as idle as one between two requests."""
+    worker: Any = object.__new__(EndstopThreadWorker)
+    worker.keepalived_conns = []
+    worker.pending_conns = [SimpleNamespace(timeout=100.0), SimpleNamespace(timeout=1.0)]
+    worker._cap_keepalive(5.0)
+    assert [conn.timeout for conn in worker.pending_conns] == [5.0, 1.0]

@@ -1,0 +1,54 @@
+"""Probes and the progress of loading, when the engine is not well."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from tests.support.apps import app_in_process
+from worker.engine.engine import EngineState
+from worker.web import ops
+from worker.web.sse import DONE
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Flask]:
+    with app_in_process() as app:
+        yield app
+
+
+def test_probes_say_that_a_step_does_not_come_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the watchdog has drawn its conclusions."""
+    client = app.test_client()
+    assert (client.get("/health").status_code, client.get("/ready").status_code) == (200, 200)
+    monkeypatch.setattr(app.extensions["endstop"].engine, "liveness", lambda: "stuck")
+    health, ready = client.get("/health"), client.get("/ready")
+    assert (health.status_code, ready.status_code) == (503, 503)
+    assert health.get_json()["reason"] == ready.get_json()["reason"] == "stuck"
+    assert ready.get_json()["state"] == "DEAD"
+    assert ready.headers["Retry-After"]
+
+
+def test_readiness_ends_where_requests_are_refused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = app.extensions["endstop"].engine
+    monkeypatch.setattr(engine, "_open", set(range(app.extensions["endstop"].settings.max_streams)))
+    answer = app.test_client().get("/ready")
+    assert (answer.status_code, answer.get_json()["state"]) == (503, "FULL")
+
+
+def test_the_progress_of_a_load_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        state = EngineState.LOADING
+        progress = None
+        reasons = iter(["", "", "still loading"])
+
+        def liveness(self) -> str:
+            return next(self.reasons, "still loading")
+
+    monkeypatch.setattr(ops, "PROGRESS_TICK_S", 0.0)
+    engine: Any = Engine()
+    *_, last, done = ops._progress(engine, keep_alive_s=100.0)
+    assert json.loads(last.removeprefix(b"data: ")) == {"state": "DEAD", "reason": "still loading"}
+    assert done == DONE
