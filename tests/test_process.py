@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
 
+from tests.support.engines import wait_until
 from tests.support.processes import workers_of
 from tests.support.servers import (
     WORKER_CLASSES,
@@ -21,7 +24,9 @@ from tests.support.servers import (
     free_port,
     running_server,
 )
-from worker.settings import ROOT
+from worker import process
+from worker.settings import ROOT, Settings
+from worker.web.draining import DrainingWorker
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +113,17 @@ def test_a_worker_that_is_told_alone_closes_its_door(tmp_path: Path) -> None:
             os.kill(worker, signal.SIGTERM)
         server.wait_for(lambda: _is_ready(server), "a new worker is ready")
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+
+
+@BOTH
+def test_ctrl_c_reaches_every_process_and_the_arbiter_decides(tmp_path: Path, worker_class: str) -> None:
+    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        server.allow("pace/20")
+        stream.read_until(b'"type":"token"')
+        (worker,) = workers_of(server)
+        os.kill(worker, signal.SIGINT)
+        assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        assert workers_of(server) == [worker]
 
 
 def test_a_graceful_timeout_that_would_cut_streams_is_refused() -> None:
@@ -229,3 +245,156 @@ def test_the_first_line_says_where_and_how(tmp_path: Path) -> None:
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
         assert_ended_once(result.stdout.encode())
         assert events_of(result.stdout.encode())[0]["type"] == "started"
+
+
+# ---- the hooks alone, in this process
+
+
+class Exit(BaseException):
+    """Stands in for `os._exit`, whose code it carries."""
+
+
+class FakeEngine:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.num_open = 0
+        self.drain_at: float | None = None
+        self.state = "READY"
+        self.has_loaded = False
+
+    def drain(self, limit_s: float) -> None:
+        self.said.append(f"drain {limit_s:g}")
+
+    def stop(self, timeout_s: float) -> bool:
+        self.said.append("stop")
+        return True
+
+
+class Clock:
+    """Time that passes by sleeping. Nobody may sleep for ever."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        assert self.now < 1100, "it waits for ever"
+
+
+def fake_app(engine: FakeEngine, streams: Any) -> Any:
+    shared = SimpleNamespace(engine=engine, streams=streams, settings=Settings())
+    return SimpleNamespace(extensions={"endstop": shared})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(process, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os._exit` raises, and nothing that pytest needs is shut down."""
+
+    def leave(code: int) -> None:
+        raise Exit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+
+
+def test_a_drain_is_over_when_the_last_stream_is(clock: Clock) -> None:
+    engine, streams = FakeEngine(), SimpleNamespace(num_open=0)
+    app = fake_app(engine, streams)
+
+    def has_drained(num_requests: int, num_readers: int) -> bool:
+        engine.num_open, streams.num_open = num_requests, num_readers
+        return process._has_drained(app)
+
+    assert [has_drained(1, 1), has_drained(0, 1), has_drained(1, 0), has_drained(0, 0)] == [False, False, False, True]
+    engine.drain_at = clock.now
+    assert not has_drained(0, 1)
+    clock.now += Settings().drain_s + process.STREAM_END_S + 0.1
+    assert has_drained(0, 1), "whoever is left does not read"
+
+
+def test_a_draining_worker_leaves_when_nothing_is_left() -> None:
+    worker: Any = object.__new__(DrainingWorker)
+    worker.tmp = SimpleNamespace(notify=lambda: None)
+    worker.alive = worker.is_draining = True
+    worker.has_drained = lambda: False
+    worker.notify()
+    assert worker.alive
+    worker.has_drained = lambda: True
+    worker.notify()
+    assert not worker.alive
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself(clock: Clock) -> None:
+    engine = FakeEngine()
+
+    class Streams:
+        @property
+        def num_open(self) -> int:
+            is_open = clock.now < 1000.5
+            engine.said.append("open" if is_open else "closed")
+            return int(is_open)
+
+    with pytest.raises(Exit) as left:
+        process.leaving(fake_app(engine, Streams()))
+    assert left.value.args == (0,)
+    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "stop"]
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads(clock: Clock) -> None:
+    engine = FakeEngine()
+    with pytest.raises(Exit):
+        process.leaving(fake_app(engine, SimpleNamespace(num_open=1)))
+    assert clock.now < 1000 + process.STREAM_END_S + 0.1
+    assert engine.said == ["drain 0", "stop"]
+
+
+def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(process, "native_sleep", lambda seconds: None)
+    monkeypatch.setattr(process, "show_loading", lambda engine: None)
+    engine = FakeEngine()
+    engine.state = "DEAD"
+    process.started(fake_app(engine, None), SimpleNamespace(is_leaving=False))
+    wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
+
+
+@pytest.mark.usefixtures("exits")
+def test_signals_before_the_worker_has_handlers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then it has those of the arbiter, which would stop a server in here that nobody is waiting for."""
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    process.prepare(Settings(), [])
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        assert handlers[number](number, None) is None
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        with pytest.raises(Exit) as left:
+            handlers[number](number, None)
+        assert left.value.args == (0,)
+
+
+def test_accepted_sockets_inherit_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    settings = Settings()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process.prepare(settings, [listener])
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            patience_ms = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert patience_ms > 1000 * settings.slow_consumer_s, "the engine names a slow reader first"
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            # The kernel doubles what it is told.
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * process.SEND_BUFFER_BYTES
