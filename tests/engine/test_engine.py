@@ -443,8 +443,14 @@ def test_a_prompt_with_a_token_that_the_model_does_not_know_fails_alone(token_id
 def test_requests_end_though_nobody_writes_the_log() -> None:
     with bench() as b:
         b.engine.records.close()
+
+        def fail(number: int, rows: list[Row]) -> None:
+            raise RuntimeError("which is logged")
+
+        b.runner.before_step = fail
+        assert code(b.submit([3])) == "INFERENCE_FAILED"
+        b.runner.before_step = lambda number, rows: None
         assert stop_reason(b.submit([3])) is StopReason.MAX_TOKENS
-        assert b.engine.state is EngineState.READY
 
 
 # ---- faults of a step
@@ -989,6 +995,32 @@ def test_a_submit_is_wholly_before_or_wholly_after_a_shutdown(monkeypatch: pytes
         assert b.engine.state is EngineState.DRAINING
 
 
+@pytest.mark.parametrize("by", ["the watchdog", "itself"])
+def test_who_comes_in_the_moment_of_a_death_is_ended(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
+    engine.state, engine._is_accepting = EngineState.READY, True
+    monkeypatch.setattr(engine, "liveness", lambda: "a step has not come back")
+    deaths: dict[str, Callable[[], None]] = {
+        "the watchdog": engine.abandon,
+        "itself": lambda: engine._die(RuntimeError("the loop")),
+    }
+    dying = threading.Thread(target=deaths[by])
+    check_room = engine._check_room
+
+    def check_and_be_overtaken(num_prompt_tokens: int) -> None:
+        check_room(num_prompt_tokens)
+        dying.start()
+        dying.join(0.05)  # it has to wait until the submit is done
+
+    monkeypatch.setattr(engine, "_check_room", check_and_be_overtaken)
+    reply = new_sequence([3], tokenizer=TOKENIZER)
+    engine.submit(reply.sequence)
+    dying.join(WAIT_S)
+    assert reply.receiver.statistics().is_closed, "taken and never ended"
+    with pytest.raises(NotReady):
+        check_room(1)
+
+
 @pytest.mark.slow
 def test_submits_that_race_with_a_stop_are_refused_or_ended() -> None:
     for _ in range(20):
@@ -1162,6 +1194,25 @@ def test_a_load_that_takes_too_long_is_given_up_for_good() -> None:
         assert engine.wait_ended(WAIT_S)
         assert engine.state is EngineState.DEAD
         assert "still loading" in engine.reason
+
+
+def test_an_engine_that_is_given_up_while_it_becomes_ready_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
+    engine._model = model_of(ScriptedRunner())
+    engine.started_at -= Settings().load_timeout_s + 1
+    giving_up = threading.Thread(target=engine.abandon)
+    begin = engine._begin
+
+    def begin_and_be_overtaken(phase: Phase, num_tokens: int = 0) -> float:
+        giving_up.start()
+        giving_up.join(0.05)  # it has to wait until the engine is ready
+        return begin(phase, num_tokens)
+
+    monkeypatch.setattr(engine, "_begin", begin_and_be_overtaken)
+    engine._become_ready()
+    giving_up.join(WAIT_S)
+    assert engine.state is EngineState.DEAD
+    assert not engine._is_accepting
 
 
 # ---- liveness

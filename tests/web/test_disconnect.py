@@ -3,6 +3,7 @@
 import select
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_an_event_of_a_descriptors_former_life_is_not_told(
 
 def test_an_event_of_nobody_is_not_told(watcher: DisconnectWatcher) -> None:
     assert watcher._claim(10**6) is None
+
+
+def test_a_reader_may_end_in_the_moment_of_the_leave(
+    watcher: DisconnectWatcher, pairs: tuple[Pair, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pairs
+    fd = watcher.watch(one.ours, one.on_gone)
+    watcher._epoll.modify(fd, 0)  # the event is told by hand
+    one.peer.shutdown(socket.SHUT_WR)
+    ending = threading.Thread(target=watcher.unwatch, args=(fd,))
+
+    class Overtaken:
+        def register(self, fd: int, events: int) -> None:
+            ending.start()
+            ending.join(0.05)  # it has to wait until the event is claimed
+
+        def poll(self, timeout: int) -> list[tuple[int, int]]:
+            return [(fd, select.EPOLLRDHUP)]
+
+    monkeypatch.setattr("worker.web.disconnect.native_poll", Overtaken)
+    assert watcher._claim(fd) == one.on_gone
+    ending.join()
+    assert watcher._callbacks == {}
 
 
 def test_a_callback_that_raises_does_not_blind_the_watcher(
