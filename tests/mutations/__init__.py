@@ -1,0 +1,1 @@
+"""Every guard has a test that goes red without it: `python -m tests.mutations` takes each away and looks."""

@@ -1,0 +1,430 @@
+"""Guards of the engine: who is accepted, how a stream ends, how the engine does."""
+
+from tests.mutations.mutation import Mutation, taking_from
+
+engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
+
+_ADMISSION = [
+    engine(
+        "the lock in submit: checked and queued at once",
+        """\
+        with self._lock:
+            self._check_room(len(sequence.prompt_ids))
+""",
+        """\
+        if True:
+            self._check_room(len(sequence.prompt_ids))
+""",
+        "test_a_submit_is_wholly_before_or_wholly_after_a_shutdown",
+    ),
+    engine(
+        "nothing is accepted while the engine loads, drains or is dead",
+        """\
+        if not self._is_accepting:
+            raise self._not_ready()
+""",
+        "",
+        "test_behind_a_stop_nothing_is_accepted",
+    ),
+    engine(
+        "requests are bounded in number",
+        "        if num_open >= settings.max_streams:\n",
+        "        if num_open < 0:\n",
+        "test_overloaded_at_the_limit_and_not_before",
+    ),
+    engine(
+        "what waits is bounded in tokens",
+        "        if num_waiting_tokens and too_many > 0:",
+        "        if num_waiting_tokens < 0:",
+        "tests/test_jobs.py::test_prompts_that_wait_are_bounded_in_tokens",
+    ),
+    engine(
+        "into an empty queue any prompt may go",
+        "        if num_waiting_tokens and too_many > 0:",
+        "        if too_many > 0:",
+        "tests/test_jobs.py::test_a_prompt_above_the_limit_is_accepted_when_nothing_waits",
+    ),
+    engine(
+        "a submit wakes an idle engine",
+        """\
+            self._inbox.append(sequence)
+        self._waiter.wake()
+""",
+        "            self._inbox.append(sequence)\n",
+        "test_an_idle_engine_hears_a_cancel_and_a_submit_at_once",
+    ),
+    engine(
+        "the loop arms before it looks",
+        """\
+            self._waiter.arm()
+            now = self._begin(Phase.SCHEDULING)
+            self._take_inbox()
+            self._end_unwanted(now)
+            self._drain_if_asked(now)
+            self._narrate_places()
+            rows = self._scheduler.schedule()
+""",
+        """\
+            now = self._begin(Phase.SCHEDULING)
+            self._take_inbox()
+            self._end_unwanted(now)
+            self._drain_if_asked(now)
+            self._narrate_places()
+            rows = self._scheduler.schedule()
+            self._waiter.arm()
+""",
+        "test_a_submit_between_the_look_and_the_sleep_is_heard",
+    ),
+    engine(
+        "a token that the model does not know ends its own request",
+        "        return self._model is None or (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size)\n",
+        "        return True\n",
+        "test_a_prompt_with_a_token_that_the_model_does_not_know_fails_alone",
+    ),
+]
+
+_DRAIN = [
+    engine(
+        "a drain accepts nothing more",
+        """\
+            self._stop_accepting()
+            self.drain_at = now
+""",
+        "            self.drain_at = now\n",
+        "test_a_drain_refuses_and_lets_the_others_finish",
+    ),
+    engine(
+        "a drain has a limit",
+        """\
+        if now - self.drain_at >= self._drain_limit_s and self._open:
+            self._end_everyone(ShuttingDown("the server is shutting down"))
+""",
+        "",
+        "test_a_drain_ends_what_still_runs_behind_its_limit",
+    ),
+    engine(
+        "a second drain never lengthens the first",
+        "        if self._drain_limit_s is None or limit_s < self._drain_limit_s:\n",
+        "        if True:\n",
+        "test_a_second_drain_shortens_and_never_lengthens",
+    ),
+    engine(
+        "the process is asked whether to drain",
+        """\
+        if self._drain_limit_s is None and self.should_drain():
+            self._drain_limit_s = self._settings.drain_s
+""",
+        "",
+        "test_the_process_is_asked_whether_to_drain",
+    ),
+    engine(
+        "a stop accepts nothing more",
+        "            self._stop_accepting()  # a submit that comes later than this is refused, one that came before is"
+        " ended\n",
+        "",
+        "test_behind_a_stop_nothing_is_accepted",
+    ),
+    engine(
+        "the lock in a shutdown",
+        """\
+    def _stop_accepting(self) -> None:
+        with self._lock:
+""",
+        """\
+    def _stop_accepting(self) -> None:
+        if True:
+""",
+        "test_a_submit_is_wholly_before_or_wholly_after_a_shutdown",
+    ),
+    engine(
+        "a stop ends everyone",
+        """\
+            self._end_everyone(ShuttingDown("the server is shutting down"))
+        except BaseException""",
+        """\
+            pass
+        except BaseException""",
+        "test_stop_ends_everyone_and_the_thread",
+    ),
+    engine(
+        "who came just before a shutdown is ended too",
+        """\
+    def _end_everyone(self, error: GenerationFailed) -> None:
+        self._take_inbox()
+""",
+        """\
+    def _end_everyone(self, error: GenerationFailed) -> None:
+""",
+        "test_who_came_while_the_last_step_ran_is_ended_too",
+    ),
+    engine(
+        "a drain wakes an idle engine",
+        """\
+            self._drain_limit_s = limit_s
+            self._waiter.wake()
+""",
+        "            self._drain_limit_s = limit_s\n",
+        "test_an_idle_engine_hears_a_cancel_and_a_submit_at_once",
+    ),
+]
+
+_DEATH = [
+    engine(
+        "the lock in a death",
+        """\
+        with self._lock:
+            self._is_accepting = False
+            self.state = EngineState.DEAD
+""",
+        """\
+        if True:
+            self._is_accepting = False
+            self.state = EngineState.DEAD
+""",
+        "test_who_comes_in_the_moment_of_a_death_is_ended[itself]",
+    ),
+    engine(
+        "the lock around becoming ready",
+        """\
+        with self._lock:
+            if self.state is EngineState.DEAD:  # given up already
+""",
+        """\
+        if True:
+            if self.state is EngineState.DEAD:  # given up already
+""",
+        "test_an_engine_that_is_given_up_while_it_becomes_ready_is_dead",
+    ),
+    engine(
+        "a fault of the loop is caught, whatever it is",
+        "        except BaseException as error:  # law 7",
+        "        except Exception as error:  # law 7",
+        "test_a_fault_of_the_loop_ends_everyone_and_marks_the_engine_dead",
+    ),
+    engine(
+        "a fault of the loop ends everyone",
+        """\
+            self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+        except""",
+        """\
+            pass
+        except""",
+        "test_a_fault_of_the_loop_ends_everyone_and_marks_the_engine_dead",
+    ),
+    engine(
+        "an engine that dies accepts nothing more",
+        """\
+            self._is_accepting = False
+            self.state = EngineState.DEAD
+""",
+        "            self.state = EngineState.DEAD\n",
+        "test_while_a_dying_engine_ends_everyone_nothing_is_accepted",
+    ),
+    engine(
+        "a fault while everyone is ended leaves the rest to the watchdog",
+        "        except BaseException as fault:  # the watchdog ends those who are left\n",
+        "        except ZeroDivisionError as fault:\n",
+        "test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting",
+    ),
+    engine(
+        "one stream that cannot be ended well does not cost the others their ending",
+        """\
+            except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
+                self._close(sequence, failure_event(error, sequence.usage))
+""",
+        """\
+            except ZeroDivisionError as fault:
+                self._close(sequence, failure_event(error, sequence.usage))
+""",
+        "test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending",
+    ),
+    engine(
+        "the finally that ends a sequence whose cache cannot be cleared",
+        """\
+        finally:
+            self._finish(sequence, terminal)
+""",
+        """\
+        except ZeroDivisionError:
+            pass
+        self._finish(sequence, terminal)
+""",
+        "test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending",
+    ),
+    engine(
+        "the finally that lets the model go with its thread",
+        "            self._model = None  # frees the tensors on this thread\n",
+        "",
+        "test_the_model_is_let_go_with_the_thread",
+    ),
+    engine(
+        "the finally that says that the thread is gone",
+        "            self._done.release()\n\n    def _stop_accepting",
+        "\n    def _stop_accepting",
+        "test_the_model_is_let_go_with_the_thread",
+    ),
+    engine(
+        "the records end with the thread",
+        "                self._records.close(None)\n",
+        "                pass\n",
+        "test_stop_ends_everyone_and_the_thread",
+    ),
+    engine(
+        "the records of a dead engine stay open for the watchdog",
+        "            if self.state is not EngineState.DEAD:  # else the watchdog may have something to say yet\n",
+        "            if True:\n",
+        "test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting",
+    ),
+    engine(
+        "an engine that was given up does not become ready",
+        """\
+            if self.state is EngineState.DEAD:  # given up already
+                return
+""",
+        "",
+        "test_a_load_that_takes_too_long_is_given_up_for_good",
+    ),
+    engine(
+        "an engine that was given up stays dead",
+        """\
+            if self.state is not EngineState.DEAD:
+                self.state, self.reason = EngineState.DRAINING""",
+        """\
+            if True:
+                self.state, self.reason = EngineState.DRAINING""",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "loading has a limit",
+        """\
+            return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
+""",
+        """\
+            return ""
+""",
+        "test_a_load_that_takes_too_long_is_given_up_for_good",
+    ),
+    engine(
+        "nobody who reads the records harms nobody",
+        """\
+        except ChannelBroken:
+            pass  # nobody writes a log any more""",
+        """\
+        except ZeroDivisionError:
+            pass  # nobody writes a log any more""",
+        "test_requests_end_though_nobody_writes_the_log",
+    ),
+]
+
+_ENDINGS = [
+    engine(
+        "a stream is ended and noted once",
+        """\
+            if sequence not in self._open:
+                return
+            self._open.remove(sequence)
+""",
+        "            self._open.discard(sequence)\n",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "the lock around who ends a stream",
+        """\
+        with self._lock:
+            if sequence not in self._open:
+""",
+        """\
+        if True:
+            if sequence not in self._open:
+""",
+        "test_of_two_who_end_one_stream_at_once_one_does",
+    ),
+    engine(
+        "every stream is closed with its terminal event",
+        "            sequence.sender.close(terminal)\n            if sequence.narrator",
+        "            if sequence.narrator",
+        "test_when_the_terminal_event_is_there_slot_and_place_are_free",
+    ),
+    engine(
+        "the finally that closes a stream whose reader is gone",
+        """\
+        finally:
+            sequence.sender.close(terminal)
+""",
+        """\
+        else:
+            sequence.sender.close(terminal)
+""",
+        "test_a_reader_that_is_gone_is_a_cancel",
+    ),
+    engine(
+        "a stream that was ended from outside can be ended again",
+        """\
+        except (ChannelBroken, ChannelClosed):
+            pass  # the reader is gone, or""",
+        """\
+        except ChannelBroken:
+            pass  # the reader is gone, or""",
+        "test_a_stream_that_was_ended_from_outside_costs_only_its_own_row",
+    ),
+    engine(
+        "metrics come before the terminal event",
+        "            sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))\n",
+        "            pass\n",
+        "test_metrics_come_once_before_the_terminal",
+    ),
+    engine(
+        "a narrator is closed with its stream",
+        "                sequence.narrator.close()\n",
+        "                pass\n",
+        "test_narration_says_what_happens_and_ends_with_the_stream",
+    ),
+    engine(
+        "each request has an outcome",
+        "                sequence.narrator.close()\n            self._record(outcome)\n",
+        "                sequence.narrator.close()\n",
+        "test_max_tokens_is_a_length_stop",
+    ),
+    engine(
+        "the slot is free before the terminal event is there",
+        """\
+        self._scheduler.remove(sequence)
+        self._close(sequence, terminal, self._vram_bytes())
+""",
+        """\
+        self._close(sequence, terminal, self._vram_bytes())
+        self._scheduler.remove(sequence)
+""",
+        "test_when_the_terminal_event_is_there_slot_and_place_are_free",
+    ),
+    engine(
+        "a reader that is gone is noticed in the queue",
+        "            if sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
+        "            if sequence.cancelled_by is not None:\n",
+        "test_a_reader_that_is_gone_is_a_cancel[queued]",
+    ),
+    engine(
+        "a cancel ends the request",
+        "            if sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
+        "            if sequence.sender.is_broken:\n",
+        "test_text_held_back_at_a_cancel_is_not_sent",
+    ),
+    engine(
+        "who cancelled first is named",
+        """\
+        if sequence.cancelled_by is None:
+            sequence.cancelled_by = by
+            self._waiter.wake()
+""",
+        "        sequence.cancelled_by = by\n",
+        "test_a_second_cancel_and_one_behind_the_end_change_nothing",
+    ),
+    engine(
+        "who cancelled is named, not who noticed",
+        "        sequence.cancelled_by = sequence.cancelled_by or by\n",
+        "        sequence.cancelled_by = by\n",
+        "test_a_second_cancel_and_one_behind_the_end_change_nothing",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_ADMISSION, *_DRAIN, *_DEATH, *_ENDINGS]

@@ -1,0 +1,325 @@
+"""Guards against what goes wrong in a step, against steps that do not come back, and against waits without a limit."""
+
+from tests.mutations.mutation import Mutation, taking_from
+
+engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
+sequence = taking_from("worker/engine/sequence.py", "tests/engine/test_engine.py")
+watchdog = taking_from("worker/observe/watchdog.py", "tests/observe/test_watchdog.py")
+
+_FAULTS = [
+    engine(
+        "a fault of a step does not end the loop",
+        "        except Exception as error:  # whatever a model's code raises must not end the engine\n",
+        "        except ZeroDivisionError as error:\n",
+        "test_every_step_may_fail_and_requests_still_end",
+    ),
+    engine(
+        "a group that fails is computed in parts",
+        """\
+            if len(group) == 1:
+                self._fail(group[0].sequence, error)
+            else:
+""",
+        """\
+            for row in group:
+                self._fail(row.sequence, error)
+            if False:
+""",
+        "test_a_step_too_large_for_the_memory_is_computed_in_parts",
+    ),
+    engine(
+        "rows count as computed only when they are",
+        """\
+            sampled, logits = self._model.runner.forward(rows)
+            for row in rows:
+                self._scheduler.computed(row)
+""",
+        """\
+            sampled, logits = self._model.runner.forward(rows)
+            for row in rows[1:]:
+                self._scheduler.computed(row)
+""",
+        "test_a_prompt_in_chunks_is_sampled_once",
+    ),
+    engine(
+        "a runner that cannot compute rows again is given them one by one",
+        "        groups = [rows] if self._model.runner.is_packed else [[row] for row in rows]\n",
+        "        groups = [rows]\n",
+        "test_a_runner_that_cannot_compute_rows_again_is_given_them_one_by_one",
+    ),
+    engine(
+        "a lost device ends the process and not one request after the other",
+        """\
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process: nothing that comes after it would succeed
+""",
+        "",
+        "test_a_lost_device_ends_everyone_and_the_process",
+    ),
+    engine(
+        "want of memory has a code of its own",
+        """\
+        except torch.OutOfMemoryError:
+            return OutOfMemory("the device has no memory left for this step")
+""",
+        "",
+        "test_a_fault_of_a_row_ends_that_row_alone",
+    ),
+    engine(
+        "a step that comes back too late delivers to nobody",
+        "        if tokens is None or self._is_stopping:",
+        "        if tokens is None:",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "a row that could not be drawn fails",
+        """\
+                if i in tokens.failures:
+                    raise tokens.failures[i]
+""",
+        "",
+        "test_a_row_without_usable_logits_ends_alone",
+    ),
+    engine(
+        "a fault in delivering ends its own row",
+        "            except Exception as error:  # a detokenizer that raises, say: this row's own fault\n",
+        "            except ZeroDivisionError as error:\n",
+        "test_a_detokenizer_that_raises_ends_its_row_alone",
+    ),
+    engine(
+        "a reader that leaves in the middle of a step is a cancel",
+        """\
+            except ChannelBroken:
+                self._cancel(row.sequence, "client")
+""",
+        "",
+        "test_a_reader_that_leaves_in_the_middle_of_a_step_is_a_cancel_and_no_failure",
+    ),
+    engine(
+        "a stream that was ended from outside is no fault of the model",
+        """\
+            except ChannelClosed:
+                self._fail(row.sequence, EngineDead("the stream was ended from outside"))
+""",
+        "",
+        "test_a_stream_that_was_ended_from_outside_costs_only_its_own_row",
+    ),
+    engine(
+        "a slot that is given back early is cleared",
+        "                self._model.runner.scrub(sequence.slot, sequence.num_tokens)\n",
+        "                pass\n",
+        "test_a_row_without_usable_logits_ends_alone",
+    ),
+]
+
+_STALL = [
+    engine(
+        "an engine that lives cannot be abandoned",
+        """\
+        if not reason:
+            return
+        with self._lock:
+""",
+        "        with self._lock:\n",
+        "test_an_engine_that_lives_is_not_abandoned",
+    ),
+    engine(
+        "the lock in giving an engine up",
+        """\
+        with self._lock:
+            is_stalled = self.state is not EngineState.DEAD
+""",
+        """\
+        if True:
+            is_stalled = self.state is not EngineState.DEAD
+""",
+        "test_who_comes_in_the_moment_of_a_death_is_ended[the watchdog]",
+    ),
+    engine(
+        "an abandoned engine accepts nothing more",
+        """\
+            self._is_accepting = False
+            self.state, self.reason = EngineState.DEAD, reason
+""",
+        "            self.state, self.reason = EngineState.DEAD, reason\n",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "an abandoned engine stops when its step comes back",
+        "        self._is_stopping = True  # should the step come back after all\n",
+        "",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "a stall is told from a death",
+        """\
+        if is_stalled:
+            error = DeadlineExceeded(""",
+        """\
+        if False:
+            error = DeadlineExceeded(""",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    engine(
+        "every stream of an abandoned engine is ended",
+        "                self._close(sequence, failure_event(error, sequence.usage))\n"
+        "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
+        " ending\n"
+        "                self._log",
+        "                pass\n            except Exception as fault:\n                self._log",
+        "test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their_ending",
+    ),
+    engine(
+        "one stream that cannot be abandoned well does not cost the others their ending",
+        "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
+        " ending\n                self._log",
+        "            except ZeroDivisionError as fault:\n                self._log",
+        "test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their_ending",
+    ),
+    engine(
+        "a stall leaves the stacks of all threads",
+        """\
+        if is_stalled:
+            self._log(logging.CRITICAL, all_stacks())
+""",
+        "",
+        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
+    ),
+    watchdog(
+        "a step may take longer in proportion to its tokens",
+        "        limit_s = step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)\n",
+        "        limit_s = step_limit_s\n",
+        "tests/engine/test_engine.py::test_a_long_prefill_is_no_stall",
+    ),
+    watchdog(
+        "a step of few tokens has the whole limit",
+        "max(1.0, self.num_tokens / TOKENS_PER_LIMIT)",
+        "(self.num_tokens / TOKENS_PER_LIMIT)",
+        "tests/engine/test_engine.py::test_a_long_prefill_is_no_stall",
+    ),
+    watchdog(
+        "neither loading nor the end is a stall",
+        """\
+        if self.phase in (Phase.LOADING, Phase.ENDED):  # the one has its own limit, the other is no wait
+            return ""
+""",
+        "",
+        "test_loading_and_the_end_are_no_stall",
+    ),
+    watchdog(
+        "a stall ends the watchdog's wait",
+        """\
+        if engine.liveness():
+            break
+""",
+        "        pass\n",
+        "test_a_stall_is_cleaned_up_though_the_thread_does_not_end",
+    ),
+    watchdog(
+        "the watchdog waits for the end of the thread",
+        "    while not engine.wait_ended(TICK_S):\n",
+        "    while False:\n",
+        "test_a_stall_is_cleaned_up_though_the_thread_does_not_end",
+    ),
+    watchdog(
+        "an engine that has ended well is left alone",
+        """\
+    if engine.liveness():
+        try:
+""",
+        """\
+    if True:
+        try:
+""",
+        "test_a_thread_that_ends_well_is_left_alone",
+    ),
+    watchdog(
+        "the finally that has the process replaced",
+        """\
+        finally:
+            engine.gone()
+""",
+        """\
+        except ZeroDivisionError:
+            pass
+        engine.gone()
+""",
+        "test_the_process_is_replaced_though_not_everyone_could_be_told",
+    ),
+    watchdog(
+        "who is left by a dead thread is told before the process goes",
+        """\
+            engine.abandon()
+        finally:
+            engine.gone()
+""",
+        """\
+            engine.gone()
+        finally:
+            engine.abandon()
+""",
+        "test_a_thread_that_has_died_is_cleaned_up_behind",
+    ),
+]
+
+_DEADLINES = [
+    sequence(
+        "the deadline of the whole",
+        "        if now - self.submitted_at > limits.total_s:\n",
+        "        if False:\n",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "the deadline in the queue",
+        "            if now - self.submitted_at > limits.queue_s:\n",
+        "            if False:\n",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "the deadline of the first token",
+        "            if now - self.scheduled_at > limits.first_token_s:\n",
+        "            if False:\n",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "the deadline between two tokens",
+        "        elif now - self.last_token_at > limits.token_s:\n",
+        "        elif False:\n",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "the deadline of a stream that nobody claims",
+        'return "unclaimed" if now - self.submitted_at > limits.claim_s else None',
+        "return None",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "the deadline of a slow consumer",
+        "if statistics.waiting_since is not None and now - statistics.waiting_since > limits.slow_consumer_s:\n",
+        "if False:\n",
+        "test_deadlines_by_the_clock",
+    ),
+    sequence(
+        "a reader that waits for a slow model is not slow",
+        "if statistics.waiting_since is not None and now - statistics.waiting_since > limits.slow_consumer_s:\n",
+        "if now - statistics.last_take_at > limits.slow_consumer_s:\n",
+        "test_a_consumer_that_waits_for_a_slow_model_is_not_slow",
+    ),
+    engine(
+        "the loop looks at deadlines",
+        "            elif is_deadline_tick:\n",
+        "            elif False:\n",
+        "test_timeout_of_a_request_that_goes_on_and_on",
+    ),
+    engine(
+        "a stream that nobody claims is cancelled",
+        """\
+                elif overdue is not None:
+                    self._cancel(sequence, overdue)
+""",
+        "",
+        "test_a_stream_that_nobody_claims_is_cancelled",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_FAULTS, *_STALL, *_DEADLINES]

@@ -1,0 +1,16 @@
+"""All guards, in the order of the report."""
+
+from tests.mutations import channels, clients, engine, faults, jobs, process, steps, wakeups, web
+from tests.mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = [
+    *channels.MUTATIONS,
+    *wakeups.MUTATIONS,
+    *engine.MUTATIONS,
+    *faults.MUTATIONS,
+    *steps.MUTATIONS,
+    *jobs.MUTATIONS,
+    *web.MUTATIONS,
+    *clients.MUTATIONS,
+    *process.MUTATIONS,
+]

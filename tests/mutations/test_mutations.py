@@ -1,0 +1,92 @@
+"""The table of guards fits the source and the tests, so that it cannot rot between its runs, which are long."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+from tests.mutations.mutation import Mutation, Stale
+from tests.mutations.report import BEGIN, END, table_of, write_between_markers
+from tests.mutations.runner import ROOT, Verdict, _first_red
+from tests.mutations.table import MUTATIONS
+
+LOST = Mutation("a guard", "some.py", "        if is_bad:\n            raise Bad\n", "", ("tests/test_x.py::test_bad",))
+SOURCE = "class One:\n    def two(self) -> None:\n        if is_bad:\n            raise Bad\n        go_on()\n"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.guard)
+def test_each_guard_is_where_the_table_says_and_its_tests_exist(mutation: Mutation) -> None:
+    assert mutation.mutate(ROOT) != (ROOT / mutation.file).read_text()
+    assert mutation.tests
+    for test in mutation.tests:
+        file, _, name = test.partition("::")
+        assert name.partition("[")[0] in names_in(file), f"{test} does not exist"
+
+
+def test_no_guard_has_the_name_of_another() -> None:
+    assert len({mutation.guard for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+@functools.cache
+def names_in(file: str) -> set[str]:
+    """Names at the top of a file that can be tests: functions, and classes by any way of making them."""
+    names = set()
+    for node in ast.parse((ROOT / file).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+# ---- the machinery
+
+
+@pytest.mark.parametrize("source", ["go_on()\n", SOURCE + SOURCE.replace("One", "Two")])
+def test_a_text_that_is_not_there_once_is_stale(tmp_path: Path, source: str) -> None:
+    (tmp_path / "some.py").write_text(source)
+    with pytest.raises(Stale, match="'a guard'"):
+        LOST.mutate(tmp_path)
+
+
+def test_a_mutation_that_is_no_python_is_stale(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(SOURCE.replace("        go_on()\n", ""))
+    with pytest.raises(Stale, match="no Python"):
+        LOST.mutate(tmp_path)
+
+
+def test_the_place_is_the_function_of_the_first_line_that_changes(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(SOURCE)
+    assert LOST.place(tmp_path) == "One.two"
+    across = Mutation("a guard", "some.py", "class One:\n    def two", "class One:\n    def three", ())
+    assert across.place(tmp_path) == "One.two"
+
+
+def test_the_report_names_the_test_and_replaces_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(SOURCE)
+    table = table_of(
+        [(LOST, Verdict("tests/test_x.py::test_bad[a|b]", "E", 1.0)), (LOST, Verdict("", "", 1.0))], tmp_path
+    )
+    assert "| a guard | `some.py`: `One.two` | `test_x.py`: `test_bad[a\\|b]` |" in table
+    assert "it survives" in table
+    document = tmp_path / "doc.md"
+    document.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nmore\n")
+    write_between_markers(document, table)
+    assert document.read_text() == f"# Title\n\n{BEGIN}\n{table}\n{END}\n\nmore\n"
+    document.write_text(f"{BEGIN}\n")
+    with pytest.raises(ValueError, match="one"):
+        write_between_markers(document, table)
+
+
+@pytest.mark.parametrize(
+    ("output", "red"),
+    [
+        ("FAILED tests/a.py::test_b[x-y] - AssertionError: no - not at all\n", "tests/a.py::test_b[x-y]"),
+        ("FAILED tests/a.py::test_b[the loop-gthread]\n1 failed", "tests/a.py::test_b[the loop-gthread]"),
+        ("ERROR tests/a.py::test_b - Failed: left\n", "tests/a.py::test_b"),
+        ("1 passed\n", ""),
+    ],
+)
+def test_the_red_test_is_read_from_the_output(output: str, red: str) -> None:
+    assert _first_red(output) == red
