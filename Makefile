@@ -34,6 +34,7 @@ check: $(VENV)/.runtime  ## hold a server of its own, under both worker classes,
 
 soak: $(VENV)/.dev  ## badly behaved clients, faults and signals against a real server; SOAK_S=60 seconds of load
 	$(BIN)/python -m tests.soak
+
 mutations: $(VENV)/.dev  ## take every guard away, one by one, and see that a test misses it; half an hour
 	$(BIN)/python -m tests.mutations --write docs/endings.md
 

@@ -1000,7 +1000,7 @@ def test_who_comes_in_the_moment_of_a_death_is_ended(by: str, monkeypatch: pytes
     engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
     engine.state, engine._is_accepting = EngineState.READY, True
     monkeypatch.setattr(engine, "liveness", lambda: "a step has not come back")
-    deaths: dict[str, Callable[[], None]] = {
+    deaths: dict[str, Callable[[], object]] = {
         "the watchdog": engine.abandon,
         "itself": lambda: engine._die(RuntimeError("the loop")),
     }

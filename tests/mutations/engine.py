@@ -57,6 +57,8 @@ _ADMISSION = [
         "the loop arms before it looks",
         """\
             self._waiter.arm()
+            if self._is_stopping:  # behind `arm`: a stop in between would be slept over
+                return
             now = self._begin(Phase.SCHEDULING)
             self._take_inbox()
             self._end_unwanted(now)
@@ -65,6 +67,8 @@ _ADMISSION = [
             rows = self._scheduler.schedule()
 """,
         """\
+            if self._is_stopping:  # behind `arm`: a stop in between would be slept over
+                return
             now = self._begin(Phase.SCHEDULING)
             self._take_inbox()
             self._end_unwanted(now)

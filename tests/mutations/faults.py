@@ -117,7 +117,7 @@ _STALL = [
         "an engine that lives cannot be abandoned",
         """\
         if not reason:
-            return
+            return False
         with self._lock:
 """,
         "        with self._lock:\n",
@@ -207,56 +207,38 @@ _STALL = [
         "test_loading_and_the_end_are_no_stall",
     ),
     watchdog(
-        "a stall ends the watchdog's wait",
-        """\
-        if engine.liveness():
-            break
-""",
-        "        pass\n",
+        "a stall ends the watch although the thread has not ended",
+        "        if was_abandoned:\n",
+        "        if was_abandoned and has_ended:\n",
         "test_a_stall_is_cleaned_up_though_the_thread_does_not_end",
     ),
     watchdog(
         "the watchdog waits for the end of the thread",
-        "    while not engine.wait_ended(TICK_S):\n",
-        "    while False:\n",
-        "test_a_stall_is_cleaned_up_though_the_thread_does_not_end",
+        "    while not has_ended:\n",
+        "    for _ in range(1):\n",
+        "test_a_thread_that_has_died_is_cleaned_up_behind",
     ),
     watchdog(
         "an engine that has ended well is left alone",
-        """\
-    if engine.liveness():
-        try:
-""",
-        """\
-    if True:
-        try:
-""",
+        "        if was_abandoned:\n",
+        "        if has_ended or was_abandoned:\n",
         "test_a_thread_that_ends_well_is_left_alone",
     ),
     watchdog(
-        "the finally that has the process replaced",
+        "the process is replaced when ending everyone fails",
         """\
-        finally:
             engine.gone()
+            raise
 """,
-        """\
-        except ZeroDivisionError:
-            pass
-        engine.gone()
-""",
+        "            raise\n",
         "test_the_process_is_replaced_though_not_everyone_could_be_told",
     ),
     watchdog(
         "who is left by a dead thread is told before the process goes",
-        """\
-            engine.abandon()
-        finally:
-            engine.gone()
-""",
+        "            was_abandoned = engine.abandon()\n",
         """\
             engine.gone()
-        finally:
-            engine.abandon()
+            was_abandoned = engine.abandon()
 """,
         "test_a_thread_that_has_died_is_cleaned_up_behind",
     ),
