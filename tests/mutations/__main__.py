@@ -9,17 +9,13 @@ if the table does not fit the source.
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 from tests.mutations.mutation import Mutation, Stale
 from tests.mutations.report import summary_of, table_of, write_between_markers
-from tests.mutations.runner import ROOT, NoVerdict, Verdict, judge
+from tests.mutations.runner import ROOT, NoVerdict, Verdict, judge, judge_whole
 from tests.mutations.table import MUTATIONS
-
-T = TypeVar("T")
 
 
 def main() -> int:
@@ -30,57 +26,64 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this document")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if arguments.only in m.guard or arguments.only in m.file]
+    if not chosen:
+        parser.error(f"no guard has the words {arguments.only!r}")
+    if arguments.write and arguments.only:
+        parser.error("--write is for the whole table")
     began = time.monotonic()
     try:
         for mutation in chosen:
             mutation.mutate(ROOT)
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            are_green = all(list(pool.map(_told(_is_green), _distinct(chosen))))
-            if not are_green:
+            if not all(list(pool.map(_is_green, _selections(chosen)))):
                 return 1
-            results = list(zip(chosen, pool.map(_told(_take_away), chosen), strict=True))
+            results = list(zip(chosen, pool.map(_take_away, chosen), strict=True))
     except (Stale, NoVerdict) as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return 1
     table = f"{summary_of(results)}\n\n{table_of(results, ROOT)}"
     if arguments.write:
         write_between_markers(arguments.write, table)
     else:
         print(table)
-    print(f"{summary_of(results)} {time.monotonic() - began:.0f} s", file=sys.stderr)
+    _say(f"{summary_of(results)} {time.monotonic() - began:.0f} s")
     return int(any(not verdict.red for _, verdict in results))
 
 
-def _distinct(chosen: list[Mutation]) -> list[Mutation]:
-    """One mutation for each distinct selection of tests."""
-    return list({(mutation.tests, mutation.is_gevent): mutation for mutation in chosen}.values())
+def _selections(chosen: list[Mutation]) -> list[tuple[tuple[str, ...], bool]]:
+    """Every test that is named, in one selection for each file: a process for each would take as long as the rest."""
+    found: dict[tuple[str, bool], dict[str, None]] = {}
+    for mutation in chosen:
+        for test in mutation.tests:
+            found.setdefault((test.partition("::")[0], mutation.is_gevent), {})[test] = None
+    return [(tuple(tests), is_gevent) for (_, is_gevent), tests in found.items()]
 
 
-def _is_green(mutation: Mutation) -> bool:
-    verdict = judge(mutation, is_mutated=False)
-    state = f"RED with every guard in place: {verdict.reason}" if verdict.red else "green"
-    print(f"{verdict.seconds:5.1f} s  {state}  {' '.join(mutation.tests)}", file=sys.stderr, flush=True)
+def _is_green(selection: tuple[tuple[str, ...], bool]) -> bool:
+    tests, is_gevent = selection
+    try:
+        verdict = judge_whole(tests, is_gevent)
+    except NoVerdict as error:
+        _say(str(error))
+        return False
+    state = f"RED with every guard in place ({verdict.red}: {verdict.reason})" if verdict.red else "green"
+    _say(f"{verdict.seconds:5.1f} s  {state}: {len(tests)} tests of {tests[0].partition('::')[0]}")
     return not verdict.red
 
 
 def _take_away(mutation: Mutation) -> Verdict:
-    verdict = judge(mutation, is_mutated=True)
+    try:
+        verdict = judge(mutation)
+    except (Stale, NoVerdict) as error:  # said at once, and not when everything is over
+        _say(f"FAILED: {mutation.guard}: {error}")
+        raise
     state = f"red ({verdict.red.partition('::')[2]}: {verdict.reason})" if verdict.red else "SURVIVES"
-    print(f"{verdict.seconds:5.1f} s  {mutation.guard}: {state}", file=sys.stderr, flush=True)
+    _say(f"{verdict.seconds:5.1f} s  {mutation.guard}: {state}")
     return verdict
 
 
-def _told(call: Callable[[Mutation], T]) -> Callable[[Mutation], T]:
-    """The same, with what went wrong on stderr at once and not when everything is over."""
-
-    def tell(mutation: Mutation) -> T:
-        try:
-            return call(mutation)
-        except (Stale, NoVerdict) as error:
-            print(f"FAILED: {error}", file=sys.stderr, flush=True)
-            raise
-
-    return tell
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

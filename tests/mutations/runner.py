@@ -17,7 +17,7 @@ from tests.mutations.mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
 TEST_S = 60  # pytest's own limit for one test: what hangs without its guard fails
-RUN_S = 150  # for what pytest cannot end
+RUN_S = 150  # for what pytest cannot end, of one guard
 # pytest's exit codes of a run that has judged nothing: interrupted, internal error, bad usage, no test found.
 NO_VERDICT = (2, 3, 4, 5)
 
@@ -40,22 +40,26 @@ class Verdict:
     seconds: float
 
 
-def judge(mutation: Mutation, is_mutated: bool) -> Verdict:
-    """Run the mutation's tests in a copy of the tree, without the guard or with everything in place.
+def judge(mutation: Mutation) -> Verdict:
+    """What the mutation's tests say without the guard.
 
     Raises:
         Stale: The source is not what the table says.
         NoVerdict: The tests could not be run.
     """
     with copied_tree() as folder:
-        if is_mutated:
-            (folder / mutation.file).write_text(mutation.mutate(folder))
-        began = time.monotonic()
-        code, output = _run(folder, mutation)
-    if code in NO_VERDICT or "ERROR collecting" in output:
-        raise NoVerdict(f"{mutation.guard!r}: {' '.join(mutation.tests)} could not be run:\n{output[-3000:]}")
-    red = _first_red(output) or mutation.tests[0] if code else ""
-    return Verdict(red, _reason(output) if code else "", time.monotonic() - began)
+        (folder / mutation.file).write_text(mutation.mutate(folder))
+        return _verdict(folder, mutation.tests, mutation.is_gevent, RUN_S)
+
+
+def judge_whole(tests: tuple[str, ...], is_gevent: bool) -> Verdict:
+    """What tests say with every guard in place.
+
+    Raises:
+        NoVerdict: The tests could not be run.
+    """
+    with copied_tree() as folder:
+        return _verdict(folder, tests, is_gevent, RUN_S * len(tests))
 
 
 @contextmanager
@@ -81,11 +85,20 @@ def copied_tree() -> Iterator[Path]:
             _kill_all_of(folder)
 
 
-def _run(folder: Path, mutation: Mutation) -> tuple[int, str]:
-    if mutation.is_gevent:  # it says itself why pytest's timeout is off there
-        command = ["-m", "tests.streams.patched", *mutation.tests, "-x", "-rfE"]
+def _verdict(folder: Path, tests: tuple[str, ...], is_gevent: bool, limit_s: float) -> Verdict:
+    began = time.monotonic()
+    code, output = _run(folder, tests, is_gevent, limit_s)
+    if code in NO_VERDICT or "ERROR collecting" in output:
+        raise NoVerdict(f"{' '.join(tests)} could not be run:\n{output[-3000:]}")
+    red = _first_red(output) or tests[0] if code else ""
+    return Verdict(red, _reason(output) if code else "", time.monotonic() - began)
+
+
+def _run(folder: Path, tests: tuple[str, ...], is_gevent: bool, limit_s: float) -> tuple[int, str]:
+    if is_gevent:  # it says itself why pytest's timeout is off there
+        command = ["-m", "tests.streams.patched", *tests, "-x", "-rfE"]
     else:
-        command = ["-m", "pytest", *mutation.tests, "-x", "-q", "-rfE", "-p", "no:cacheprovider", f"--timeout={TEST_S}"]
+        command = ["-m", "pytest", *tests, "-x", "-q", "-rfE", "-p", "no:cacheprovider", f"--timeout={TEST_S}"]
     # No bytecode: a cached file is told from a changed one by size and second, and a mutation may keep both.
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     # Into a file and not a pipe: a server that is left behind would hold a pipe open.
@@ -94,7 +107,7 @@ def _run(folder: Path, mutation: Mutation) -> tuple[int, str]:
             [sys.executable, *command], cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            code = process.wait(RUN_S)
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:

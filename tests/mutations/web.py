@@ -81,7 +81,7 @@ _STREAMS = [
         "HEAD of a stream makes no reader",
         '    if request.method == "HEAD":',
         "    if False:",
-        "test_head_of_a_stream_leaves_no_reader_behind[gthread]",
+        "tests/web/test_body.py::test_head_of_a_stream_makes_no_reader",
     ),
     native(
         "who names a key means to come back",

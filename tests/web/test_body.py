@@ -142,6 +142,21 @@ def test_a_body_that_a_hook_throws_away_frees_its_slot(app: Flask) -> None:
     _wait_until_free(app)
 
 
+def test_head_of_a_stream_makes_no_reader(app: Flask) -> None:
+    """Flask answers it as a GET, and throws the body away without closing it."""
+    kept = []
+
+    @app.after_request
+    def keep(response: Response) -> Response:
+        kept.append(response)  # so that it is not the collector who cleans up
+        return response
+
+    url = app.test_client().post("/v1/jobs", json=PROMPT).get_json()["sse_url"]
+    assert app.test_client().head(url).mimetype == "text/event-stream"
+    assert _shared(app).streams.num_open == 0
+    assert [job._num_readers for job in _shared(app).jobs._jobs.values()] == [0]
+
+
 def test_an_event_that_cannot_be_encoded_ends_the_stream_with_a_code(
     app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
