@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.support.engines import wait_until
-from tests.support.processes import workers_of
+from tests.support.processes import has_open_door, workers_of
 from tests.support.servers import (
     WORKER_CLASSES,
     RawStream,
@@ -106,14 +106,19 @@ def test_a_signal_while_it_starts_ends_it_at_once(
 
 
 def test_a_worker_that_is_told_alone_closes_its_door(tmp_path: Path) -> None:
-    """Another one takes its place: new clients are that one's."""
+    """Another one takes its place: new clients are that one's, and wait for it in the arbiter's backlog."""
     with running_server(tmp_path, "gthread") as server, RawStream(server, "POST", "/execute", LONG) as stream:
-        server.allow("pace/20")
+        server.allow("pace/50")
         stream.read_until(b'"type":"token"')
-        for worker in workers_of(server):
-            os.kill(worker, signal.SIGTERM)
-        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
+        (worker,) = workers_of(server)
+        assert has_open_door(worker, server.port)
+        os.kill(worker, signal.SIGTERM)
+        server.wait_for(lambda: not has_open_door(worker, server.port), "the door is closed")
+        stream._receive()
+        stream._decode()
+        assert b'"type":"end"' not in stream._body, "the door was open until the stream had ended"
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
 
 
 @BOTH
@@ -352,6 +357,19 @@ def test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself(clock
         process.leaving(fake_app(engine, Streams()))
     assert left.value.args == (0,)
     assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "stop"]
+
+
+def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
+    engine = FakeEngine()
+
+    class Streams:
+        @property
+        def num_open(self) -> int:
+            return int(clock.now < 1000.5)
+
+    process.interrupted(fake_app(engine, Streams()))
+    assert engine.said == ["drain 0"]
+    assert clock.now >= 1000.5, "the endings are written"
 
 
 @pytest.mark.usefixtures("exits")

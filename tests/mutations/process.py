@@ -81,7 +81,7 @@ _LEAVING = [
         "SIGQUIT ends the streams first",
         'so the streams are ended now."""\n    _end_streams(app, STREAM_END_S)\n',
         'so the streams are ended now."""\n',
-        "test_a_second_signal_ends_the_drain[numbers0-gthread]",
+        "test_sigquit_ends_the_streams_before_gunicorn_exits",
     ),
     process(
         "a worker that leaves ends its streams",

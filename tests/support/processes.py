@@ -1,5 +1,7 @@
 """What the operating system says of a server's worker process."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.servers import Server
@@ -15,3 +17,21 @@ def num_threads(server: Server) -> int:
     """Threads of its one worker."""
     (worker,) = workers_of(server)
     return len(list(Path(f"/proc/{worker}/task").iterdir()))
+
+
+def has_open_door(pid: int, port: int) -> bool:
+    """Whether a process holds a socket that listens on this port. False when it is gone."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    doors = {f"socket:[{one[9]}]" for one in sockets if one[3] == "0A" and int(one[1].partition(":")[2], 16) == port}
+    return bool(doors & set(_open_files(pid)))
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                yield os.readlink(fd)
+            except FileNotFoundError:
+                pass  # closed meanwhile
+    except FileNotFoundError:
+        pass  # the process is gone
