@@ -86,9 +86,8 @@ def test_a_second_signal_ends_the_drain(
         assert server.wait_exit() == 0
 
 
-# Not SIGQUIT: in about one of three tries a loading gthread worker does not leave on it until gunicorn kills it.
 @BOTH
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize("when", ["importing", "loading"])
 def test_a_signal_while_it_starts_ends_it_at_once(
     tmp_path: Path, worker_class: str, number: signal.Signals, when: str

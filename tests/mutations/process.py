@@ -8,6 +8,12 @@ gthread = taking_from("worker/web/gthread_worker.py", "tests/web/test_patience.p
 config = taking_from("gunicorn.conf.py", "tests/test_process.py")
 
 _SIGNALS = [
+    gthread(
+        "a SIGQUIT does not wait for the thread that it interrupts",
+        "        Worker.handle_quit(self, sig, frame)\n",
+        "        super().handle_quit(sig, frame)\n",
+        "tests/web/test_gthread_worker.py::test_a_sigquit_that_interrupts_a_submit_does_not_wait_for_it",
+    ),
     process(
         "the door stays open while the server drains",
         "            arbiter.kill_workers(signal.SIGUSR2)  # see worker.web.draining\n",

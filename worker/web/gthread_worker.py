@@ -11,8 +11,10 @@ Source: gunicorn 27.0.1, `gunicorn.workers.gthread`.
 - A full pool leaves nobody to say that it is full. Here probes have threads of their own.
 - A worker that leaves stops accepting but keeps its listener open, so that new clients hang in the backlog until it
   exits. Here they are refused at once.
+- The handler of SIGQUIT shuts the pool down, which takes the pool's lock. The thread that it interrupts may be the one
+  that holds it, in `submit`, and then waits for itself until the arbiter kills it.
 
-tests/test_process.py and tests/web/test_patience.py show each.
+tests/test_process.py, tests/web/test_patience.py and tests/web/test_gthread_worker.py show each.
 """
 
 import errno
@@ -24,6 +26,7 @@ from functools import partial
 from typing import Any
 
 from gunicorn import util
+from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from worker.web.draining import DrainingWorker
@@ -55,6 +58,10 @@ class EndstopThreadWorker(DrainingWorker, ThreadWorker):  # type: ignore[misc]
         """In the new process. Does not return."""
         self.probe_pool = ThreadPoolExecutor(NUM_PROBE_THREADS)
         super().init_process()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGQUIT: end the streams and leave. The pool is left as it is: the process goes without a teardown."""
+        Worker.handle_quit(self, sig, frame)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept a connection and wait for its first byte on the loop, not in a thread."""
