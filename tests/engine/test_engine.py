@@ -1289,6 +1289,42 @@ def test_an_engine_that_lives_is_not_abandoned() -> None:
         assert stop_reason(reply) is StopReason.MAX_TOKENS
 
 
+def test_two_who_give_up_a_stalled_engine_at_once_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog, and a stream at its ping. The second finds an engine that is declared dead already."""
+    with bench(max_slots=1, step_limit_s=0.05) as b:
+        close = b.engine._close
+        has_begun = threading.Event()
+
+        def close_and_be_joined(*args: Any) -> None:
+            if not has_begun.is_set():
+                has_begun.set()
+                b.engine.abandon()
+            close(*args)
+
+        monkeypatch.setattr(b.engine, "_close", close_and_be_joined)
+        b.gate.hold()
+        running, queued = b.submit([3], max_tokens=2), b.submit([4], max_tokens=2)
+        b.gate.wait_until_held()
+        assert abandoned(running, queued) == ["STALLED"] * 2
+
+
+def test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The watchdog writes it too, and a deque that changes while it is read raises."""
+    with bench() as b:
+        is_locked: list[bool] = []
+
+        def left(now: float, num_prompt_tokens: int) -> None:
+            is_locked.append(not b.engine._lock.acquire(False))
+            if not is_locked[-1]:
+                b.engine._lock.release()
+
+        monkeypatch.setattr(b.engine._service_rate, "left", left)
+        b.alone([3])
+        assert is_locked == [True]
+
+
 def test_a_long_prefill_is_no_stall() -> None:
     stamp = Stamp(Phase.FORWARD, at=0.0, num_tokens=512)
     assert stamp.overdue(79.0, step_limit_s=10.0) == ""

@@ -208,7 +208,7 @@ _DEATH = [
     engine(
         "a fault of the loop ends everyone",
         """\
-            self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+            self._end_everyone(self._death)
         except""",
         """\
             pass

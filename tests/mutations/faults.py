@@ -152,17 +152,28 @@ _STALL = [
     ),
     engine(
         "a stall is told from a death",
-        """\
-        if is_stalled:
-            error = DeadlineExceeded(""",
-        """\
-        if False:
-            error = DeadlineExceeded(""",
+        "            if is_stalled:  # whoever",
+        "            if False:  # whoever",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
     engine(
+        "two who give a stalled engine up say the same",
+        "                self._close(sequence, failure_event(self._death, sequence.usage))\n",
+        """\
+                error = self._death if is_stalled else EngineDead("dead")
+                self._close(sequence, failure_event(error, sequence.usage))
+""",
+        "test_two_who_give_up_a_stalled_engine_at_once_say_the_same",
+    ),
+    engine(
+        "the rate of those who leave is written under the lock",
+        "            self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))\n",
+        "        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))\n",
+        "test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under",
+    ),
+    engine(
         "every stream of an abandoned engine is ended",
-        "                self._close(sequence, failure_event(error, sequence.usage))\n"
+        "                self._close(sequence, failure_event(self._death, sequence.usage))\n"
         "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
         " ending\n"
         "                self._log",

@@ -85,8 +85,8 @@ _STREAMS = [
     ),
     native(
         "who names a key means to come back",
-        '    return jobs.start_once(key, body, "continue")\n',
-        "    return jobs.start_once(key, body, on_disconnect)\n",
+        '    job, is_known = jobs.start_once(key, body, "continue")\n',
+        "    job, is_known = jobs.start_once(key, body, on_disconnect)\n",
         "test_a_post_that_is_sent_again_makes_one_job[gthread-/execute]",
     ),
 ]

@@ -82,7 +82,7 @@ class Engine:
         self._records, self.records = open_channel(wakeup, None)
         self._waiter = ThreadWaiter()
         self._inbox: deque[Sequence] = deque()
-        # Guards {is_accepting, _inbox, _open}: each submit is wholly before or wholly after a shutdown.
+        # Guards {is_accepting, _inbox, _open, _service_rate}: each submit is wholly before or wholly after a shutdown.
         self._lock = new_lock()
         self._is_accepting = False
         # All that was accepted and has not ended. Whoever closes a stream takes it out; see `abandon`.
@@ -93,6 +93,8 @@ class Engine:
         self.drain_at: float | None = None  # monotonic, when the drain began
         self._deadlines_at = 0.0
         self._done = new_lock()
+        # What is told to those who are open when the engine dies.
+        self._death: GenerationFailed = EngineDead("the generation thread has died; the server is being replaced")
         self._model: LoadedModel | None = None
         self.state = EngineState.LOADING
         self.reason = "the model is loading"
@@ -227,16 +229,16 @@ class Engine:
             is_stalled = self.state is not EngineState.DEAD
             self._is_accepting = False
             self.state, self.reason = EngineState.DEAD, reason
+            if is_stalled:  # whoever else comes to give it up meanwhile says the same
+                message = "the model has stopped answering; the server is being replaced"
+                self._death = DeadlineExceeded(message, "STALLED")
             left = tuple(self._open)
         self._is_stopping = True  # should the step come back after all
         if is_stalled:
             self._log(logging.CRITICAL, reason)
-        error: GenerationFailed = EngineDead("the generation thread has died; the server is being replaced")
-        if is_stalled:
-            error = DeadlineExceeded("the model has stopped answering; the server is being replaced", "STALLED")
         for sequence in left:
             try:
-                self._close(sequence, failure_event(error, sequence.usage))
+                self._close(sequence, failure_event(self._death, sequence.usage))
             except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
                 self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
         if is_stalled:
@@ -470,7 +472,7 @@ class Engine:
             if sequence not in self._open:
                 return
             self._open.remove(sequence)
-        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
+            self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
         outcome = outcome_of(sequence, terminal)
         try:
             sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))
@@ -506,7 +508,7 @@ class Engine:
         if not is_expected:
             self._log(logging.CRITICAL, "".join(traceback.format_exception(error)))
         try:
-            self._end_everyone(EngineDead("the generation thread has died; the server is being replaced"))
+            self._end_everyone(self._death)
         except BaseException as fault:  # the watchdog ends those who are left
             self._log(logging.CRITICAL, "".join(traceback.format_exception(fault)))
 

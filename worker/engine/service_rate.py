@@ -1,6 +1,6 @@
 """How fast requests have been leaving lately, and so how long one more has to wait. Pure Python, no torch.
 
-Written on the generation thread, read by any: a look may be one request old.
+Any thread, under the engine's lock: a deque that changes while it is read raises.
 """
 
 import math
@@ -29,7 +29,7 @@ class ServiceRate:
             num_requests: How many have to leave.
             num_prompt_tokens: How many prompt tokens have to leave.
         """
-        left = tuple(self._left)
+        left = self._left
         elapsed_s = now - left[0][0]
         # With nothing gone yet, the time since the start is all that is known: it takes at least as long.
         per_request_s = elapsed_s / max(1, len(left) - 1)

@@ -9,8 +9,8 @@ Source: gunicorn 27.0.1, `gunicorn.workers.gthread`.
 - A connection gets a thread before it has sent a byte, and keeps it while its head trickles in. A crowd of slow clients
   holds the whole pool. Here a thread is given to those who have begun to speak, and a head has to be there in time.
 - A full pool leaves nobody to say that it is full. Here probes have threads of their own.
-- A worker that leaves stops accepting but keeps its listener open, so that new clients hang in the backlog until it
-  exits. Here they are refused at once.
+- A worker that leaves stops accepting but keeps its listener open: new clients hang in the backlog until it exits. Here
+  it closes its own; they are refused, or wait for the next worker where the arbiter keeps the door open for one.
 - The handler of SIGQUIT shuts the pool down, which takes the pool's lock. The thread that it interrupts may be the one
   that holds it, in `submit`, and then waits for itself until the arbiter kills it.
 

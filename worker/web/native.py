@@ -77,24 +77,24 @@ def _payload(event: Event) -> dict[str, Any]:
 @blueprint.post("/v1/inference")
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
-    job, is_known = _start("continue")
+    job, headers = _start("continue")
     response = jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream")
-    if is_known:
-        response.headers["Idempotent-Replayed"] = "true"
+    response.headers.update(headers)
     return response, 202
 
 
-def _start(on_disconnect: OnDisconnect) -> tuple[Job, bool]:
-    """The job that the current request asks for, and whether an earlier one has made it."""
+def _start(on_disconnect: OnDisconnect) -> tuple[Job, dict[str, str]]:
+    """The job that the current request asks for, and headers that say if an earlier one has made it."""
     body, jobs = read_body(GenerateRequest), context().jobs
     key = request.headers.get("Idempotency-Key")
     if key is None:
-        return jobs.start(body, on_disconnect), False
+        return jobs.start(body, on_disconnect), {}
     if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
         message = f"must be 1 to {MAX_KEY_CHARACTERS} printable ASCII characters; a UUID is a good one"
         raise InvalidRequest([FieldError("Idempotency-Key", "format", message)])
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
-    return jobs.start_once(key, body, "continue")
+    job, is_known = jobs.start_once(key, body, "continue")
+    return job, {"Idempotent-Replayed": "true"} if is_known else {}
 
 
 @blueprint.get("/v1/jobs/<job_id>/stream")
@@ -126,8 +126,10 @@ def cancel_job(job_id: str) -> Response:
 @blueprint.post("/execute")
 def execute() -> Response:
     """Create a job and stream it in one call."""
-    job, _ = _start("cancel")
-    return _stream(job.read())
+    job, headers = _start("cancel")
+    response = _stream(job.read())
+    response.headers.update(headers)
+    return response
 
 
 def _stream(reader: JobReader) -> Response:
