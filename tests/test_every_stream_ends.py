@@ -496,6 +496,11 @@ def _signal_the_worker(number: signal.Signals) -> Callable[[Server], None]:
     return strike
 
 
+def _signal_in_a_long_step(number: signal.Signals) -> Callable[[Server], None]:
+    """The gate stays shut: no drain begins while the step that is under way has not come back."""
+    return lambda server: server.signal(number)
+
+
 def _kill_the_loop(server: Server) -> None:
     server.post("/fault/fatal")
     server.allow(1)
@@ -517,6 +522,9 @@ FATES = {
     "SIGTERM": Fate("SHUTTING_DOWN", _signal(signal.SIGTERM), exit_code=0),
     "SIGINT": Fate("SHUTTING_DOWN", _signal(signal.SIGINT), exit_code=0),
     "SIGQUIT": Fate("SHUTTING_DOWN", _signal(signal.SIGQUIT), exit_code=0),
+    "SIGTERM in a long step": Fate("SHUTTING_DOWN", _signal_in_a_long_step(signal.SIGTERM), exit_code=0),
+    "SIGQUIT in a long step": Fate("SHUTTING_DOWN", _signal_in_a_long_step(signal.SIGQUIT), exit_code=0),
+    "SIGHUP in a long step": Fate("SHUTTING_DOWN", _signal_in_a_long_step(signal.SIGHUP)),
     "SIGHUP": Fate("SHUTTING_DOWN", _signal(signal.SIGHUP)),
     "the worker is recycled": Fate("SHUTTING_DOWN", _signal_the_worker(signal.SIGTERM)),
     "the worker is killed": Fate("", _signal_the_worker(signal.SIGKILL)),

@@ -265,12 +265,14 @@ class FakeEngine:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.num_open = 0
-        self.drain_at: float | None = None
         self.state = "READY"
         self.has_loaded = False
 
     def drain(self, limit_s: float) -> None:
         self.said.append(f"drain {limit_s:g}")
+
+    def end_now(self) -> None:
+        self.said.append("end now")
 
     def stop(self, timeout_s: float) -> bool:
         self.said.append("stop")
@@ -314,31 +316,42 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("logging.shutdown", lambda: None)
 
 
-def test_a_drain_is_over_when_the_last_stream_is(clock: Clock) -> None:
+def test_a_drain_is_over_when_the_last_stream_is() -> None:
     engine, streams = FakeEngine(), SimpleNamespace(num_open=0)
-    app = fake_app(engine, streams)
+    app, late_s = fake_app(engine, streams), Settings().drain_s + process.STREAM_END_S + 0.1
 
-    def has_drained(num_requests: int, num_readers: int) -> bool:
+    def has_drained(num_requests: int, num_readers: int, elapsed_s: float = 0.0) -> bool:
         engine.num_open, streams.num_open = num_requests, num_readers
-        return process._has_drained(app)
+        return process._has_drained(app, elapsed_s)
 
     assert [has_drained(1, 1), has_drained(0, 1), has_drained(1, 0), has_drained(0, 0)] == [False, False, False, True]
-    engine.drain_at = clock.now
-    assert not has_drained(0, 1)
-    clock.now += Settings().drain_s + process.STREAM_END_S + 0.1
-    assert has_drained(0, 1), "whoever is left does not read"
+    assert not has_drained(1, 1, Settings().drain_s)
+    assert engine.said == []
+    assert has_drained(0, 1, late_s), "whoever is left does not read"
+    assert engine.said == ["end now"], "or waits for a step that does not come back in time"
 
 
-def test_a_draining_worker_leaves_when_nothing_is_left() -> None:
+def test_a_draining_worker_leaves_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = Clock(), list[float]()
+    monkeypatch.setattr("worker.web.draining.time", clock)
     worker: Any = object.__new__(DrainingWorker)
     worker.tmp = SimpleNamespace(notify=lambda: None)
-    worker.alive = worker.is_draining = True
-    worker.has_drained = lambda: False
+    worker.alive = True
+
+    def has_drained(elapsed_s: float) -> bool:
+        asked.append(elapsed_s)
+        return elapsed_s >= 2
+
+    worker.has_drained = has_drained
     worker.notify()
-    assert worker.alive
-    worker.has_drained = lambda: True
+    assert asked == [], "it does not leave"
+    worker.is_draining = True
+    for is_alive in (True, True, False):
+        worker.notify()
+        clock.now += 1
+        assert worker.alive == is_alive
     worker.notify()
-    assert not worker.alive
+    assert asked == [0, 1, 2, 3], "streams are seen to while the worker waits for what is inside, too"
 
 
 @pytest.mark.usefixtures("exits")
@@ -355,7 +368,7 @@ def test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself(clock
     with pytest.raises(Exit) as left:
         process.leaving(fake_app(engine, Streams()))
     assert left.value.args == (0,)
-    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "stop"]
+    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "end now", "stop"]
 
 
 def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
@@ -367,7 +380,7 @@ def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
             return int(clock.now < 1000.5)
 
     process.interrupted(fake_app(engine, Streams()))
-    assert engine.said == ["drain 0"]
+    assert engine.said == ["drain 0", "end now"]
     assert clock.now >= 1000.5, "the endings are written"
 
 
@@ -377,7 +390,7 @@ def test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads(clock:
     with pytest.raises(Exit):
         process.leaving(fake_app(engine, SimpleNamespace(num_open=1)))
     assert clock.now < 1000 + process.STREAM_END_S + 0.1
-    assert engine.said == ["drain 0", "stop"]
+    assert engine.said == ["drain 0", "end now", "stop"]
 
 
 def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,19 +100,19 @@ def started(app: Any, worker: Any) -> None:
     if engine.state == "DEAD":  # it died before it could be told what to do then
         threading.Thread(target=exit_when_dead, daemon=True).start()
     engine.should_drain = lambda: worker.is_leaving
-    worker.has_drained = lambda: _has_drained(app)
+    worker.has_drained = lambda elapsed_s: _has_drained(app, elapsed_s)
     threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
 
 
-def _has_drained(app: Any) -> bool:
-    """Whether a worker that drains has nothing left to wait for."""
+def _has_drained(app: Any, elapsed_s: float) -> bool:
+    """Whether a worker that has been leaving for so long has nothing left to wait for."""
     shared = app.extensions["endstop"]
-    drain_at = shared.engine.drain_at
-    if drain_at is not None and time.monotonic() - drain_at > shared.settings.drain_s + STREAM_END_S:
-        return True  # what is open still has a client that does not read
+    if elapsed_s > shared.settings.drain_s + STREAM_END_S:
+        shared.engine.end_now()  # nothing, but for those who wait for a step that does not come back in time
+        return True  # and what is open still has a client that does not read
     return bool(shared.engine.num_open == 0 and shared.streams.num_open == 0)
 
 
@@ -138,6 +138,12 @@ def leaving(app: Any) -> None:
 def _end_streams(app: Any, limit_s: float) -> None:
     shared = app.extensions["endstop"]
     shared.engine.drain(0)
+    _wait_for_streams(shared, limit_s / 2)
+    shared.engine.end_now()  # those that the generation thread has not come to: it is in a long step
+    _wait_for_streams(shared, limit_s / 2)
+
+
+def _wait_for_streams(shared: Any, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while shared.streams.num_open and time.monotonic() < deadline:
         time.sleep(0.02)  # gevent's under gevent: the greenlets that write the endings run meanwhile

@@ -361,6 +361,19 @@ def test_a_draw_that_fails_fails_its_own_row_and_the_others_keep_their_random_nu
         assert row.rng.random() == twin.random(), "exactly one number was taken"
 
 
+@pytest.mark.parametrize("at", ["draw", "penalty"])
+def test_a_lost_device_is_no_fault_of_a_row(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    if at == "draw":
+        monkeypatch.setitem(_DRAWS, "plain", fail)
+    else:
+        monkeypatch.setattr("worker.engine.sampler._penalise", fail)
+    with pytest.raises(torch.AcceleratorError):
+        draw(torch.zeros(2, 9), FakeRow(params(presence_penalty=1.0)), FakeRow(params()))
+
+
 def test_a_penalty_that_fails_fails_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Counter[int]):
         def __bool__(self) -> bool:

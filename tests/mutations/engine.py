@@ -92,15 +92,15 @@ _DRAIN = [
         "a drain accepts nothing more",
         """\
             self._stop_accepting()
-            self.drain_at = now
+            self._drain_at = now
 """,
-        "            self.drain_at = now\n",
+        "            self._drain_at = now\n",
         "test_a_drain_refuses_and_lets_the_others_finish",
     ),
     engine(
         "a drain has a limit",
         """\
-        if now - self.drain_at >= self._drain_limit_s and self._open:
+        if now - self._drain_at >= self._drain_limit_s and self._open:
             self._end_everyone(ShuttingDown("the server is shutting down"))
 """,
         "",

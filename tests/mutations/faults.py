@@ -158,11 +158,8 @@ _STALL = [
     ),
     engine(
         "two who give a stalled engine up say the same",
-        "                self._close(sequence, failure_event(self._death, sequence.usage))\n",
-        """\
-                error = self._death if is_stalled else EngineDead("dead")
-                self._close(sequence, failure_event(error, sequence.usage))
-""",
+        "        self._close_all(left, self._death)\n",
+        '        self._close_all(left, self._death if is_stalled else EngineDead("dead"))\n',
         "test_two_who_give_up_a_stalled_engine_at_once_say_the_same",
     ),
     engine(
@@ -173,7 +170,7 @@ _STALL = [
     ),
     engine(
         "every stream of an abandoned engine is ended",
-        "                self._close(sequence, failure_event(self._death, sequence.usage))\n"
+        "                self._close(sequence, failure_event(error, sequence.usage))\n"
         "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
         " ending\n"
         "                self._log",

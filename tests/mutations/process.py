@@ -34,7 +34,7 @@ _SIGNALS = [
     ),
     draining(
         "a drain ends when nothing is left",
-        "        if self.is_draining and self.alive and self.has_drained():\n",
+        "        if self.has_drained(now - self.leaving_since) and self.alive:\n",
         "        if False:\n",
         "test_a_draining_worker_leaves_when_nothing_is_left",
     ),
@@ -84,6 +84,19 @@ _SIGNALS = [
 
 _LEAVING = [
     process(
+        "a drain does not wait for a long step",
+        "        shared.engine.end_now()  # nothing,",
+        "        pass  # nothing,",
+        "test_a_drain_is_over_when_the_last_stream_is",
+        "tests/test_every_stream_ends.py::test_every_stream_ends_with_its_process[SIGTERM in a long step-gthread]",
+    ),
+    process(
+        "who leaves at once does not wait for a long step",
+        "    shared.engine.end_now()  # those",
+        "    pass  # those",
+        "tests/test_every_stream_ends.py::test_every_stream_ends_with_its_process[SIGQUIT in a long step-gthread]",
+    ),
+    process(
         "SIGQUIT ends the streams first",
         'so the streams are ended now."""\n    _end_streams(app, STREAM_END_S)\n',
         'so the streams are ended now."""\n',
@@ -121,7 +134,7 @@ _LEAVING = [
     ),
     process(
         "a drain does not wait for a client that never reads",
-        "        return True  # what is open still has a client that does not read\n",
+        "        return True  # and what is open still has a client that does not read\n",
         "        pass\n",
         "test_a_drain_is_over_when_the_last_stream_is",
     ),

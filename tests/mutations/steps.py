@@ -71,6 +71,15 @@ _SCHEDULING = [
 
 _SAMPLING = [
     sampler(
+        "a device that is lost while drawing is no fault of a row",
+        """\
+    if isinstance(error, torch.AcceleratorError):
+        raise error  # the device is lost for this process: that is no fault of a row
+""",
+        "",
+        "test_a_lost_device_is_no_fault_of_a_row",
+    ),
+    sampler(
         "a row without usable logits fails alone",
         "        if not is_usable[i]\n",
         "        if False\n",

@@ -90,7 +90,7 @@ class Engine:
         self._service_rate = ServiceRate(time.monotonic())
         self._is_stopping = False
         self._drain_limit_s: float | None = None
-        self.drain_at: float | None = None  # monotonic, when the drain began
+        self._drain_at: float | None = None
         self._deadlines_at = 0.0
         self._done = new_lock()
         # What is told to those who are open when the engine dies.
@@ -233,17 +233,30 @@ class Engine:
                 message = "the model has stopped answering; the server is being replaced"
                 self._death = DeadlineExceeded(message, "STALLED")
             left = tuple(self._open)
-        self._is_stopping = True  # should the step come back after all
         if is_stalled:
             self._log(logging.CRITICAL, reason)
-        for sequence in left:
-            try:
-                self._close(sequence, failure_event(self._death, sequence.usage))
-            except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
-                self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
+        self._close_all(left, self._death)
         if is_stalled:
             self._log(logging.CRITICAL, all_stacks())
         return True
+
+    def end_now(self) -> None:
+        """End every stream from outside, because the process leaves and the generation thread is still in a step.
+
+        Thread: any other. Idempotent. As with `abandon`, the rest is lost with the process.
+        """
+        with self._lock:
+            self._is_accepting = False
+            left = tuple(self._open)
+        self._close_all(left, ShuttingDown("the server is shutting down"))
+
+    def _close_all(self, left: tuple[Sequence, ...], error: GenerationFailed) -> None:
+        self._is_stopping = True  # should the step come back after all
+        for sequence in left:
+            try:
+                self._close(sequence, failure_event(error, sequence.usage))
+            except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
+                self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
 
     def liveness(self) -> str:
         """Why the engine does not live, or an empty string."""
@@ -354,11 +367,11 @@ class Engine:
             self._drain_limit_s = self._settings.drain_s
         if self._drain_limit_s is None:
             return
-        if self.drain_at is None:
+        if self._drain_at is None:
             self._stop_accepting()
-            self.drain_at = now
+            self._drain_at = now
             self._log(logging.INFO, f"draining {self.num_open} requests for up to {self._drain_limit_s:g} s")
-        if now - self.drain_at >= self._drain_limit_s and self._open:
+        if now - self._drain_at >= self._drain_limit_s and self._open:
             self._end_everyone(ShuttingDown("the server is shutting down"))
 
     def _step(self, rows: list[Row]) -> None:

@@ -71,7 +71,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     for i, row in enumerate(rows):
         groups[_group(row.params)].append(i)
     # Once, also for a row that is drawn again, and after all that could fail for the whole batch.
-    points = [row.rng.random() if i not in groups["greedy"] else 0.0 for i, row in enumerate(rows)]
+    points = dict.fromkeys(groups["greedy"], 0.0)
+    points |= {i: rows[i].rng.random() for name in ("plain", "filtered") for i in groups[name]}
     for name, members in groups.items():
         pending = [members] if members else []
         for part in pending:  # grows while it is walked
@@ -90,6 +91,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
 
 
 def _failure(error: Exception) -> GenerationFailed:
+    if isinstance(error, torch.AcceleratorError):
+        raise error  # the device is lost for this process: that is no fault of a row
     if isinstance(error, torch.OutOfMemoryError):
         return OutOfMemory("the device has no memory left to draw the next token")
     return InferenceFailed(f"the next token could not be drawn ({type(error).__name__})")

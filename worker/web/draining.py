@@ -4,10 +4,12 @@ gunicorn closes a leaving worker's door first and lets what is inside run on. Th
 over (SIGHUP, a replaced worker). When the whole server goes away it would turn every probe and every late client into
 a refused connection, so then the door stays open and says 503 with a Retry-After until the last stream has ended.
 The arbiter tells the two apart (`worker.process.soften_stop`): it sends SIGUSR2 ahead of the SIGTERM that means both.
-tests/test_process.py shows both.
+Whichever it is, streams that have not ended in time are ended from here: the generation thread may be in a step that
+takes longer than the process has left. tests/test_process.py and tests/test_every_stream_ends.py show each.
 """
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +21,10 @@ class DrainingWorker(Worker):  # type: ignore[misc]
 
     is_server_stopping = False
     is_draining = False
-    # Set by who knows the app, when it has been made: whether nothing is left to wait for.
-    has_drained: Callable[[], bool] = staticmethod(lambda: True)
+    leaving_since: float | None = None  # monotonic
+    # Set by who knows the app, when it has been made. Given the seconds since this worker began to leave, sees to it
+    # that streams end in time, and says whether nothing is left to wait for.
+    has_drained: Callable[[float], bool] = staticmethod(lambda elapsed_s: True)
 
     @property
     def is_leaving(self) -> bool:
@@ -46,7 +50,12 @@ class DrainingWorker(Worker):  # type: ignore[misc]
             super().handle_exit(sig, frame)
 
     def notify(self) -> None:
-        """Called about once a second by the loop of either class."""
+        """Called about once a second by the loop of either class, also while it waits for what is inside."""
         super().notify()
-        if self.is_draining and self.alive and self.has_drained():
+        if not self.is_leaving:
+            return
+        now = time.monotonic()
+        if self.leaving_since is None:
+            self.leaving_since = now
+        if self.has_drained(now - self.leaving_since) and self.alive:
             super().handle_exit(signal.SIGTERM, None)
