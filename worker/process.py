@@ -3,6 +3,8 @@
 The engine lives in the worker process, made after the fork: threads do not survive one, and OpenMP hangs after one.
 """
 
+import gc
+import importlib
 import logging
 import os
 import signal
@@ -74,8 +76,7 @@ def prepare(settings: Settings, listeners: list[Any]) -> None:
     logger.info("importing torch and transformers")
     # Locks that these libraries make while they are imported are real ones now, which the generation thread may
     # share with greenlets. tests/test_traps.py shows what happens to it otherwise.
-    import worker.engine.loader  # noqa: F401
-
+    _import_for_good("worker.engine.loader")
     for listener in listeners:  # accepted sockets inherit these on Linux
         # A peer that acknowledges no byte for this long is gone. SO_SNDTIMEO has no effect under gevent. Later than the
         # engine's own limit, so that a reader that is merely stuck is named SLOW_CONSUMER and not a leave.
@@ -83,6 +84,20 @@ def prepare(settings: Settings, listeners: list[Any]) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
+def _import_for_good(name: str) -> None:
+    """Import a module of some 360,000 objects, and have the garbage collector never look at them again.
+
+    A look takes 0.2 s with every thread of the process standing still, probes and streams alike, and finds nothing. Not
+    to look while importing either makes the start a quarter shorter, at the price of the megabyte that it would find.
+    """
+    gc.disable()
+    try:
+        importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def started(app: Any, worker: Any) -> None:

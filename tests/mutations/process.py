@@ -84,6 +84,12 @@ _SIGNALS = [
 
 _LEAVING = [
     process(
+        "a search for garbage does not stop the process",
+        "        gc.freeze()\n",
+        "",
+        "test_what_is_imported_for_good_is_not_searched_for_garbage",
+    ),
+    process(
         "a drain does not wait for a long step",
         "        shared.engine.end_now()  # nothing,",
         "        pass  # nothing,",
