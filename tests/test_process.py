@@ -404,6 +404,24 @@ def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch:
     wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
 
 
+@BOTH
+def test_a_process_that_was_stopped_goes_on_where_it_was(tmp_path: Path, worker_class: str) -> None:
+    """Ctrl-Z, a paused container, a machine that moves: time has passed, and no step was stuck."""
+    env = {"ENDSTOP_STEP_LIMIT_S": "1", "ENDSTOP_TOKEN_TIMEOUT_S": "60"}
+    with running_server(tmp_path, worker_class, env=env) as server:
+        server.allow("pace/20")
+        with RawStream(server, "POST", "/execute", LONG | {"max_tokens": 40}) as stream:
+            stream.read_until(b'"type":"token"')
+            (worker,) = workers_of(server)
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(2.5)  # longer than a step may take; nothing in there can be waited for
+            os.kill(worker, signal.SIGCONT)
+            health = requests.get(server.url + "/health", timeout=10)
+            assert health.status_code == 200, health.text + server.log()
+            assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        assert workers_of(server) == [worker]
+
+
 @pytest.mark.usefixtures("exits")
 def test_signals_before_the_worker_has_handlers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then it has those of the arbiter, which would stop a server in here that nobody is waiting for."""

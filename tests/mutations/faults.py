@@ -194,6 +194,28 @@ _STALL = [
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
     watchdog(
+        "a process that stood still has its step's time once more",
+        "            self._resumed = stamp, now\n",
+        "            pass\n",
+        "test_a_process_that_stood_still_is_not_taken_for_a_stuck_step",
+        "tests/test_process.py::test_a_process_that_was_stopped_goes_on_where_it_was[gthread]",
+    ),
+    watchdog(
+        "a standstill is forgiven once",
+        "        if is_late and (self._resumed is None or self._resumed[0] is not stamp):\n",
+        "        if is_late:\n",
+        "test_a_step_that_is_stuck_in_a_process_that_stood_still_is_noticed_in_the_end",
+    ),
+    watchdog(
+        "nobody judges a step before the watchdog has looked",
+        """\
+        if self._looked_at is not None and now - self._looked_at > STANDSTILL_S:
+            return ""  # the watchdog says when it has looked
+""",
+        "",
+        "test_a_process_that_stood_still_is_not_taken_for_a_stuck_step",
+    ),
+    watchdog(
         "a step may take longer in proportion to its tokens",
         "        limit_s = step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)\n",
         "        limit_s = step_limit_s\n",

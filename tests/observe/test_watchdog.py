@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.engines import new_sequence
 from worker.engine.engine import Engine, EngineState
-from worker.observe.watchdog import Phase, Stamp, watch
+from worker.observe.watchdog import STANDSTILL_S, Phase, Stamp, Standstills, watch
 from worker.settings import Settings
 from worker.streams.wakeup import ThreadWakeup
 
@@ -27,6 +27,8 @@ class FakeEngine:
         self._reasons = reasons  # why it does not live, from look to look; the last one stays
         self._abandon_fails = abandon_fails
         self.said: list[str] = []
+        self.stamp = Stamp(Phase.IDLE, 0.0)
+        self.standstills = Standstills()
 
     def wait_ended(self, timeout_s: float) -> bool:
         assert self._ends, "waited for once too often"
@@ -75,6 +77,36 @@ def test_loading_and_the_end_are_no_stall() -> None:
     for phase in Phase:
         is_stall = bool(Stamp(phase, at=0.0).overdue(1e6, step_limit_s=10.0))
         assert is_stall == (phase not in (Phase.LOADING, Phase.ENDED))
+
+
+def test_a_process_that_stood_still_is_not_taken_for_a_stuck_step() -> None:
+    standstills, stamp, limit_s = Standstills(), Stamp(Phase.FORWARD, at=0.0), 10.0
+    standstills.looked(stamp, 9.0)
+    assert not standstills.overdue(stamp, 9.5, limit_s)
+    # From here to 100 s nobody ran. Whoever is the first to run again asks first.
+    assert not standstills.overdue(stamp, 100.0, limit_s)
+    standstills.looked(stamp, 100.1)
+    assert not standstills.overdue(stamp, 100.2, limit_s)
+
+
+def test_a_step_that_is_stuck_in_a_process_that_stood_still_is_noticed_in_the_end() -> None:
+    standstills, stamp, limit_s = Standstills(), Stamp(Phase.FORWARD, at=0.0), 10.0
+    for i in range(100):  # the watchdog is always late, as under a step that keeps the GIL for seconds at a time
+        now = 2.0 * STANDSTILL_S * i
+        standstills.looked(stamp, now)
+        assert bool(standstills.overdue(stamp, now, limit_s)) == (now > 2 * STANDSTILL_S + limit_s)
+
+
+def test_a_step_that_begins_behind_a_standstill_has_its_own_time() -> None:
+    standstills, limit_s = Standstills(), 10.0
+    standstills.looked(Stamp(Phase.FORWARD, at=0.0), 0.0)
+    standstills.looked(Stamp(Phase.FORWARD, at=0.0), 100.0)
+    later = Stamp(Phase.FORWARD, at=100.0)
+    standstills.looked(later, 110.5)
+    standstills.looked(later, 110.6)
+    assert not standstills.overdue(later, 110.6, limit_s)
+    standstills.looked(later, 120.6)
+    assert standstills.overdue(later, 120.6, limit_s)
 
 
 @pytest.mark.parametrize("num_overdue", [1, 2, 3])

@@ -34,7 +34,7 @@ from worker.errors import (
 )
 from worker.events import StopReason, Terminal, Token
 from worker.observe.log import LogLine, Record
-from worker.observe.watchdog import Phase, Stamp, all_stacks, watch
+from worker.observe.watchdog import Phase, Stamp, Standstills, all_stacks, watch
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
 from worker.streams.native import new_lock, start_thread
@@ -101,6 +101,7 @@ class Engine:
         self.progress: LoadingProgress | None = None
         self.started_at = time.monotonic()
         self.stamp = Stamp(Phase.LOADING, self.started_at)
+        self.standstills = Standstills()
         self.has_loaded = False
         # Set by who runs the process. The first is polled: gunicorn tells nobody of a SIGTERM. The second is called
         # by the watchdog when the generation thread has died of a fault or is stuck, after every stream has ended.
@@ -266,7 +267,7 @@ class Engine:
         if self.state is EngineState.LOADING:
             limit_s = self._settings.load_timeout_s
             return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
-        return self.stamp.overdue(now, self._settings.step_limit_s)
+        return self.standstills.overdue(self.stamp, now, self._settings.step_limit_s)
 
     def _check_ready(self) -> None:
         if self.state is not EngineState.READY:

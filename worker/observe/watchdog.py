@@ -5,8 +5,9 @@ nothing while another thread keeps the GIL; then gunicorn's heartbeat, which nee
 """
 
 import sys
+import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from typing import Protocol
 TICK_S = 0.05
 # A step with more tokens than this may take longer in proportion: a long prefill is no stall.
 TOKENS_PER_LIMIT = 64
+# Longer between two looks of the watchdog, and not the generation thread stood still but the whole process.
+STANDSTILL_S = 1.0
 
 
 class Phase(StrEnum):
@@ -52,8 +55,37 @@ class Stamp:
         return f"a step{tokens} has not come back for {limit_s:g} s; it is in: {self.phase.value}"
 
 
+class Standstills:
+    """Tells a step that is stuck from a process that was stopped: by Ctrl-Z, a paused container, a machine that moved.
+
+    While such a process stood still its watchdog did not look either.
+    """
+
+    def __init__(self) -> None:
+        self._looked_at: float | None = None
+        self._resumed: tuple[Stamp, float] | None = None  # what was under way when it went on, and when that was
+
+    def looked(self, stamp: Stamp, now: float) -> None:
+        """The watchdog looks. If it comes late, what is under way has all its time once more; but not twice."""
+        is_late = self._looked_at is not None and now - self._looked_at > STANDSTILL_S
+        if is_late and (self._resumed is None or self._resumed[0] is not stamp):
+            self._resumed = stamp, now
+        self._looked_at = now
+
+    def overdue(self, stamp: Stamp, now: float, step_limit_s: float) -> str:
+        """As `Stamp.overdue`, but for the time in which the process stood still. Thread: any."""
+        if self._looked_at is not None and now - self._looked_at > STANDSTILL_S:
+            return ""  # the watchdog says when it has looked
+        if self._resumed is not None and self._resumed[0] is stamp:
+            stamp = replace(stamp, at=self._resumed[1])
+        return stamp.overdue(now, step_limit_s)
+
+
 class Watched(Protocol):
     """What the watchdog needs of an engine."""
+
+    stamp: Stamp
+    standstills: Standstills
 
     def wait_ended(self, timeout_s: float) -> bool: ...
     def abandon(self) -> bool: ...
@@ -64,6 +96,7 @@ def watch(engine: Watched) -> None:
     """Wait for the generation thread's end or its stall, and clean up behind it. Thread: a native one of its own."""
     has_ended = False
     while not has_ended:
+        engine.standstills.looked(engine.stamp, time.monotonic())
         has_ended = engine.wait_ended(TICK_S)
         try:
             # One look decides: a step that came back between two would leave the engine unwatched, or its process
