@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PORT ?= 8000
 
-.PHONY: help setup serve test spec lint types check soak mutations chat bench model clean
+.PHONY: help setup serve test spec lint types check soak mutations chat bench llama-server model clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -41,8 +41,11 @@ mutations: $(VENV)/.dev  ## take every guard away, one by one, and see that a te
 chat: $(VENV)/.runtime  ## talk to the model in the terminal
 	$(BIN)/python -m worker chat
 
-bench: $(VENV)/.runtime  ## time to first token and tokens/s at 1, 4, 16 streams; one JSON line last
-	$(BIN)/python -m bench
+bench: $(VENV)/.bench  ## Endstop beside naive Flask, transformers serve and llama-server; BENCH="--models ..." for others
+	$(BIN)/python -m bench $(BENCH)
+
+llama-server: $(VENV)/.bench  ## build llama.cpp's server for make bench; ten minutes, cmake and a C++ compiler
+	bench/build_llama_server.sh
 
 model: $(VENV)/.dev  ## train the embedded model again: make model VERSE=path/to/tinyshakespeare.txt
 	@test -f "$(VERSE)" || { echo "make model needs VERSE=path/to/tinyshakespeare.txt"; exit 2; }
@@ -63,4 +66,8 @@ $(VENV)/.runtime: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@

@@ -1,126 +1,127 @@
-"""`make bench`: the embedded model over HTTP at 1, 4 and 16 streams, and one plain `generate` call, in one run.
+"""`make bench`: Endstop and what a user would pick instead, over HTTP, on the same models, in one run.
 
-The two are measured in turn, A B A B, and medians are reported, so that a machine that slows down in between slows
-both. Each answer has the same number of tokens: greedy, from the same prompts, the end-of-sequence rule taken out of
-both sides by asking for verse, which does not end.
+Every server of a model is started and then stopped where it is (SIGSTOP); for each load they are let go one after the
+other, A B C A B C, and the medians over the rounds are reported. Prompts are new each time and have 128 tokens; no
+answer ends before it has as many tokens as were asked for. One JSON line last; table and plot in `bench/out`.
 """
 
 import argparse
 import json
-import statistics
-import subprocess
+import platform
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-from worker.client import Client, Token
-from worker.spawn import spawned_server
-
-ROOT = Path(__file__).resolve().parent.parent
-STREAMS = (1, 4, 16)
-PROMPTS = ("To be, or not to be", "My lord, the king", "Good morrow, sir", "What news from the north")
+from bench import procs, report
+from bench.load import drive
+from bench.models import MODELS, OUT, Prompts, model_folder
+from bench.servers import KINDS, DidNotStart, Running, running
 
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens per answer (default 128)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of A B (default 5)")
-    parser.add_argument("--worker-class", default="gevent", choices=("gevent", "gthread"))
-    options = parser.parse_args()
+    options = _options()
+    measurements: list[report.Measurement] = []
+    for model in options.models:
+        measurements += _measure_model(model, options)
+    table = report.medians(measurements)
+    markdown, doubts = report.markdown(table), report.doubts(table)
+    (OUT / "table.md").write_text(markdown)
+    report.plot(table, OUT / "plot.png")
+    _say(markdown)
+    for doubt in doubts:
+        _say(f"not to be trusted: {doubt}")
+    result = {"bench": "servers", "machine": platform.machine(), "new_tokens": options.tokens, "rounds": options.rounds}
+    print(json.dumps(result | {"doubts": doubts, "rows": report.as_json(table)}))
 
-    with spawned_server(options.worker_class) as server, _generate_process(options.tokens) as generate:
-        client = Client(server.url)
-        _measure_streams(client, 1, options.tokens)  # warm both sides
-        generate()
-        served: dict[int, list[dict[str, float]]] = {n: [] for n in STREAMS}
-        plain: list[dict[str, float]] = []
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--models", type=_names(MODELS), default=["smollm2-135m"], help=", ".join(MODELS))
+    parser.add_argument("--servers", type=_names(KINDS), default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument("--streams", type=lambda text: list(map(int, text.split(","))), default=[1, 4, 16, 32])
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer (default 64)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of A B (default 3)")
+    return parser.parse_args()
+
+
+def _names(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _measure_model(model: str, options: argparse.Namespace) -> list[report.Measurement]:
+    folder = model_folder(model)
+    prompts = Prompts(folder, seed=0)
+    found = []
+    with ExitStack() as stack:
+        servers: dict[str, Running] = {}
+        for name in options.servers:
+            why_not = KINDS[name].why_not(model)
+            if why_not:
+                _say(f"{name} is left out on {model}: {why_not}")
+                continue
+            try:
+                server = stack.enter_context(running(KINDS[name], folder))
+            except DidNotStart as error:
+                _say(f"{name} is left out on {model}: it did not start\n{error}")
+                continue
+            drive(server.url, _bodies(server, prompts, 1, 8), 8)  # what is made at the first request is made now
+            procs.pause(server.session)
+            servers[name] = server
         for round_number in range(options.rounds):
-            for n in STREAMS:
-                served[n].append(_measure_streams(client, n, options.tokens))
-            plain.append(generate())
-            print(f"round {round_number + 1} of {options.rounds}", file=sys.stderr)
-    result: dict[str, Any] = {
-        "bench": "embedded model over HTTP",
-        "worker_class": options.worker_class,
-        "new_tokens": options.tokens,
-        "rounds": options.rounds,
-        "streams": {str(n): _medians(rows) for n, rows in served.items()},
-        "generate": _medians(plain),
-    }
-    rates = [row["tokens_per_s"] for row in plain]
-    result["generate"]["spread"] = round(max(rates) / min(rates), 2)  # above about 1.3: too noisy to trust
-    print(json.dumps(result))
+            for num_streams in options.streams:
+                for name, server in servers.items():
+                    one = _measure(model, name, server, prompts, num_streams, round_number, options.tokens)
+                    found.append(one)
+                    _say(f"round {round_number} {model} {num_streams:3} {name:20} {one.tokens_per_s:7.1f} tokens/s")
+    return found
 
 
-def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
-
-
-def _measure_streams(client: Client, num_streams: int, num_tokens: int) -> dict[str, float]:
-    """That many streams at once; tokens per second of all together, times to first token."""
-    ttft_ms = [0.0] * num_streams
-    counts = [0] * num_streams
-    errors: list[BaseException] = []
-
-    def read(i: int) -> None:
-        try:
-            began = time.perf_counter()
-            prompt = PROMPTS[i % len(PROMPTS)]
-            for event in client.stream(prompt=prompt, max_tokens=num_tokens, temperature=0):
-                if isinstance(event, Token):
-                    if not counts[i]:
-                        ttft_ms[i] = (time.perf_counter() - began) * 1e3
-                    counts[i] += event.num_tokens
-        except BaseException as error:  # shown by the main thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=read, args=(i,)) for i in range(num_streams)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed_s = time.perf_counter() - began
-    if errors:
-        raise errors[0]
-    return {
-        "tokens_per_s": sum(counts) / elapsed_s,
-        "ttft_ms_p50": statistics.median(ttft_ms),
-        "ttft_ms_max": max(ttft_ms),
-    }
-
-
-@contextmanager
-def _generate_process(num_tokens: int) -> Iterator[Any]:
-    """A process of its own that runs `generate` when told: it must not share the client's interpreter."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.generate", str(num_tokens)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+def _measure(
+    model: str, name: str, server: Running, prompts: Prompts, num_streams: int, round_number: int, num_tokens: int
+) -> report.Measurement:
+    bodies = _bodies(server, prompts, num_streams, num_tokens)
+    procs.resume(server.session)
+    time.sleep(0.5)  # timers that came due meanwhile have their turn
+    used, busy_s, own_s, began = procs.used_by(server.session), procs.machine_busy_s(), time.process_time(), time.time()
+    load = drive(server.url, bodies, num_tokens)
+    elapsed_s, own_s = time.time() - began, time.process_time() - own_s
+    after = procs.used_by(server.session)
+    busy_s = procs.machine_busy_s() - busy_s
+    procs.pause(server.session)
+    cpu_s = after.cpu_s - used.cpu_s
+    to_ms = [seconds * 1e3 for seconds in load.ttft_s], [seconds * 1e3 for seconds in load.gaps_s]
+    return report.Measurement(
+        model,
+        name,
+        num_streams,
+        round_number,
+        tokens_per_s=load.num_tokens / load.elapsed_s,
+        ttft_p50_ms=report.percentile(to_ms[0], 0.5),
+        ttft_p95_ms=report.percentile(to_ms[0], 0.95),
+        gap_p50_ms=report.percentile(to_ms[1], 0.5),
+        gap_p99_ms=report.percentile(to_ms[1], 0.99),
+        cpu_s=cpu_s,
+        peak_mib=after.peak_mib,
+        foreign=max(0.0, busy_s - cpu_s - own_s) / elapsed_s,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
 
-    def generate() -> dict[str, float]:
-        stdin.write("go\n")
-        stdin.flush()
-        answer: dict[str, float] = json.loads(stdout.readline())
-        return answer
 
-    try:
-        yield generate
-    finally:
-        stdin.close()
-        process.wait(30)
-        stdout.close()
+def _bodies(server: Running, prompts: Prompts, num_streams: int, num_tokens: int) -> list[dict[str, Any]]:
+    fields = {"stream": True, "max_tokens": num_tokens, "temperature": 0, "seed": 0, **server.kind.fields}
+    return [{"messages": prompts.next(), **fields} for _ in range(num_streams)]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
