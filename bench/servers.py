@@ -104,12 +104,9 @@ KINDS = {
     "endstop-gevent": _endstop("gevent"),
     "endstop-gthread": _endstop("gthread"),
     "naive": Kind(_naive),
-    "transformers-serve": Kind(_transformers(), {"HF_HUB_OFFLINE": "1"}, why_not=_lacks_serving),
-    "transformers-cb": Kind(
-        _transformers("--continuous-batching", "--cb-max-memory-percent", "0.3"),
-        {"HF_HUB_OFFLINE": "1"},
-        why_not=_lacks_serving,
-    ),
+    "transformers-serve": _transformers(),
+    # By default its cache takes half of the memory, and all servers share this machine.
+    "transformers-cb": _transformers("--continuous-batching", "--cb-max-memory-percent", "0.3"),
     "llama-server": Kind(
         _llama, fields={"stream_options": {"include_usage": True}, "ignore_eos": True}, why_not=_lacks_llama
     ),
