@@ -60,6 +60,7 @@ MODELS = (
     Model("shutdown", (), (SAFETY, "ends", "hears")),
     Model("shutdown", ("TWO_ABANDON",), (SAFETY, "ends")),
     Model("shutdown", ("COMPANY",), (SAFETY, "ends")),
+    Model("shutdown", ("LEAVER",), (SAFETY, "ends")),
     Model("journal", (), (SAFETY, "ends", "arrives")),
     Model("journal", ("WATCHED",), (SAFETY, "ends")),
 )
@@ -83,6 +84,7 @@ MUTANTS = (
     Mutant("END_BEFORE_REFUSING", "shutdown", "ends"),
     Mutant("CLOSE_WITHOUT_TEST", "shutdown", SAFETY),
     Mutant("RECORDS_ALWAYS_CLOSED", "shutdown", SAFETY),
+    Mutant("NO_DEBTS", "shutdown", SAFETY, ("LEAVER",)),
     Mutant("NO_WATCHDOG", "shutdown", "ends"),
     Mutant("WATCHDOG_LOOKS_TWICE", "shutdown", SAFETY),
     Mutant("ABANDON_GOES_ON_ACCEPTING", "shutdown", "ends"),

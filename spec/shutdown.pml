@@ -1,8 +1,8 @@
 /*
  * A submit and a cancel against everything that can end an engine: a load that fails or hangs, a step that fails,
  * hangs or comes back late, a fault of the loop, a drain, a stop, and the watchdog. With TWO_ABANDON an open stream
- * abandons the engine too, at its next ping; with COMPANY there are two sequences. To stay small these two have no
- * drain, and COMPANY has no cancel.
+ * abandons the engine too, at its next ping; with COMPANY there are two sequences; with LEAVER the process goes and ends
+ * everyone from outside. To stay small these have no drain, and COMPANY has no cancel.
  *
  * Proved: a sequence that was accepted is closed once and has one outcome, and both do come. The process is replaced
  * only when no stream is open. A stop and a drain are heard without a tick.
@@ -25,7 +25,7 @@
 #else
 #define NUM_CLIENTS 1
 #define HAS_CANCEL
-#ifndef TWO_ABANDON
+#if !defined(TWO_ABANDON) && !defined(LEAVER)
 #define HAS_DRAIN
 #endif
 #endif
@@ -40,13 +40,15 @@ chan inbox = [NUM_CLIENTS] of { byte };
 bool is_open[NUM_CLIENTS];
 bool is_cancelled[NUM_CLIENTS];
 bool is_stopping, is_drain_asked, is_draining;
+byte num_debtors;            /* who has taken sequences out of `_open` and still owes them their ending */
+bool has_ended;
 bool is_records_closed;
 bool is_done;
 
 bool is_overdue;             /* what the generation thread began last has not come back within its limit */
 bool is_stuck;               /* and never will */
 bool is_stop_asked;          /* not by `abandon`, which leaves the thread to the end of the process */
-byte num_accepted, num_ended;
+byte num_accepted, num_told;
 byte num_closes[NUM_CLIENTS];
 
 /* worker/engine/engine.py: Engine.submit */
@@ -96,7 +98,18 @@ active [NUM_CLIENTS] proctype client() {
 #endif
 }
 
-/* worker/engine/engine.py: Engine._close */
+/* worker/engine/engine.py: Engine._tell */
+inline tell(i) {
+  d_step {
+    num_closes[i]++;
+    assert(num_closes[i] == 1);
+    assert(!is_records_closed);  /* else the outcome would be lost */
+    num_told++
+  }
+}
+
+/* worker/engine/engine.py: Engine._close
+   worker/engine/engine.py: Engine._take_out */
 inline close(i) {
   d_step {
     is_mine = is_open[i];
@@ -106,15 +119,45 @@ inline close(i) {
     is_open[i] = false
   }
   if
-  :: is_mine ->
-     d_step {
-       num_closes[i]++;
-       assert(num_closes[i] == 1);
-       assert(!is_records_closed);  /* else the outcome would be lost */
-       num_ended++
-     }
+  :: is_mine -> tell(i)
   :: else
   fi
+}
+
+/* worker/engine/engine.py: Engine._close_records */
+inline close_records() {
+  if
+#ifdef RECORDS_ALWAYS_CLOSED
+  :: has_ended -> is_records_closed = true
+#elif defined(NO_DEBTS)
+  :: has_ended && state != DEAD -> is_records_closed = true
+#else
+  :: has_ended && !num_debtors && state != DEAD -> is_records_closed = true
+#endif
+  :: else
+  fi
+}
+
+/* worker/engine/engine.py: Engine._end_from_outside */
+inline end_from_outside() {
+  d_step {
+    is_left[0] = is_open[0];
+    is_left[LAST] = is_open[LAST];
+    is_open[0] = false;
+    is_open[LAST] = false;
+    num_debtors++
+  }
+  for (i : 0 .. LAST) {
+    if
+    :: is_left[i] -> tell(i)
+    :: else
+    fi
+  }
+  skip;  /* no loop may end in a d_step */
+  d_step {
+    num_debtors--;
+    close_records()
+  }
 }
 
 /* worker/engine/engine.py: Engine._finish */
@@ -298,15 +341,10 @@ dies:
 
 ended:
   is_overdue = false;
-  if
-#ifndef RECORDS_ALWAYS_CLOSED
-  :: state == DEAD
-  :: else ->
-#else
-  :: true ->
-#endif
-     is_records_closed = true
-  fi;
+  d_step {
+    has_ended = true;
+    close_records()
+  }
   is_done = true
 }
 
@@ -319,17 +357,10 @@ inline abandon() {
 #ifndef ABANDON_GOES_ON_ACCEPTING
     is_accepting = false;
 #endif
-    state = DEAD;
-    is_left[0] = is_open[0];
-    is_left[LAST] = is_open[LAST]
+    state = DEAD
   }
   is_stopping = true;
-  for (i : 0 .. LAST) {
-    if
-    :: is_left[i] -> close(i)
-    :: else
-    fi
-  }
+  end_from_outside()
 }
 
 /* worker/engine/engine.py: Engine.gone */
@@ -340,7 +371,7 @@ inline gone() {
 /* worker/observe/watchdog.py: watch */
 active proctype watchdog() {
   byte i;
-  bool is_mine, is_left[NUM_CLIENTS];
+  bool is_left[NUM_CLIENTS];
 #if defined(NO_WATCHDOG)
   skip
 #elif defined(WATCHDOG_LOOKS_TWICE)
@@ -375,10 +406,24 @@ end_watches:
 /* worker/web/sse.py: stream_job */
 active proctype stream() {
   byte i;
-  bool is_mine, is_left[NUM_CLIENTS];
+  bool is_left[NUM_CLIENTS];
   if
   :: is_dead_or_stalled -> abandon()
   :: true
+  fi
+}
+#endif
+
+#ifdef LEAVER
+/* worker/engine/engine.py: Engine.end_now */
+active proctype leaver() {
+  byte i;
+  bool is_left[NUM_CLIENTS];
+  if
+  :: true
+  :: stop_accepting();
+     is_stopping = true;
+     end_from_outside()
   fi
 }
 #endif
@@ -399,7 +444,7 @@ active proctype process() {
   fi
 }
 
-ltl ends { [] (num_ended < num_accepted -> <> (num_ended == num_accepted)) }
+ltl ends { [] (num_told < num_accepted -> <> (num_told == num_accepted)) }
 ltl hears {
   [] (is_stop_asked -> <> (is_done || is_stuck)) &&
   [] (is_drain_asked -> <> (is_draining || is_done || is_stuck))

@@ -4,6 +4,7 @@ import _thread
 import itertools
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from tests.streams.threads import LookingWaiter
+from tests.support.bench import TOKENIZER, Bench, bench, code, end_of, ids, model_of, stop_reason, texts
 from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
-from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
+from tests.support.random_models import VOCAB_SIZE
 from tests.support.runners import ScriptedRunner
 from tests.support.waiters import InterruptedWaiter
 from worker.engine.endings import INCOMPLETE
@@ -22,10 +24,9 @@ from worker.engine.engine import Engine, EngineState
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
-from worker.engine.tokenizer import Tokenizer
 from worker.errors import GenerationFailed, ModelLoadError, NotReady, Overloaded
 from worker.events import End, Event, Failure, Metrics, Narration, StopReason, Token, Usage
-from worker.observe.log import LogLine, Outcome, Record
+from worker.observe.log import LogLine, Outcome
 from worker.observe.watchdog import Phase, Stamp
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel, ReceiveChannel, SendChannel, open_channel
@@ -33,130 +34,7 @@ from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import ThreadWakeup
 
-TOKENIZER = Tokenizer(byte_level_tokenizer())
 EOS = 2
-
-
-def ids(text: str) -> list[int]:
-    return TOKENIZER.encode(text)
-
-
-class Bench:
-    """A started engine over a scripted runner, and what it has said."""
-
-    def __init__(self, engine: Engine, runner: ScriptedRunner) -> None:
-        self.engine = engine
-        self.runner = runner
-        self.gate = runner.gate
-        self._records: list[Record] = []
-
-    def submit(self, prompt_ids: list[int], deadlines: Deadlines = PATIENT, **params: Any) -> Reply:
-        reply = new_sequence(prompt_ids, deadlines, TOKENIZER, **params)
-        self.engine.submit(reply.sequence)
-        return reply
-
-    def submit_together(self, prompts: list[list[int]], **params: Any) -> list[Reply]:
-        """Queue several between two steps, so that the same step finds all of them."""
-        replies = [new_sequence(prompt_ids, PATIENT, TOKENIZER, **params) for prompt_ids in prompts]
-        with self.engine._lock:
-            self.engine._open |= {reply.sequence for reply in replies}
-            self.engine._inbox.extend([reply.sequence for reply in replies])  # at once: one call under the GIL
-        self.engine._waiter.wake()
-        return replies
-
-    def alone(self, prompt_ids: list[int], **params: Any) -> list[int]:
-        """The tokens of a request that has the engine for itself."""
-        reply = self.submit(prompt_ids, **params)
-        end_of(reply)
-        return reply.sequence.output_ids
-
-    def records(self) -> list[Record]:
-        try:
-            self._records += self.engine.records.take()
-        except EndOfChannel:
-            pass
-        return self._records
-
-    def outcomes(self, *replies: Reply) -> list[str]:
-        """The outcomes of these requests as `kind{detail}`, in the order of the requests; each must have one."""
-        found: list[Outcome] = []
-
-        def are_there() -> bool:
-            everything = [record for record in self.records() if isinstance(record, Outcome)]
-            found[:] = everything
-            return {reply.sequence.request_id for reply in replies} <= {one.request_id for one in everything}
-
-        wait_until(are_there)
-        said = []
-        for reply in replies:
-            (one,) = [one for one in found if one.request_id == reply.sequence.request_id]
-            assert one.usage == reply.sequence.usage
-            assert one.total_ms >= one.queue_ms >= 0
-            said.append(f"{one.outcome}{{{one.detail}}}")
-        return said
-
-    def log(self) -> str:
-        return "\n".join(record.text for record in self.records() if isinstance(record, LogLine))
-
-
-@contextmanager
-def bench(
-    runner: ScriptedRunner | None = None, eos_ids: frozenset[int] = frozenset(), **settings: Any
-) -> Iterator[Bench]:
-    """An engine that is READY, and stopped behind the test."""
-    runner = runner or ScriptedRunner()
-    chosen = replace(Settings(), **{"max_slots": 4, **settings})
-    engine = Engine(chosen, ThreadWakeup(), lambda settings, report: model_of(runner, eos_ids))
-    engine.start()
-    try:
-        wait_until(lambda: engine.state is not EngineState.LOADING)
-        assert engine.state is EngineState.READY, engine.reason
-        yield Bench(engine, runner)
-    finally:
-        runner.gate.open()
-        assert engine.stop(WAIT_S)
-
-
-def model_of(runner: ScriptedRunner, eos_ids: frozenset[int] = frozenset()) -> LoadedModel:
-    return LoadedModel(runner, TOKENIZER, eos_ids, 512, VOCAB_SIZE, "cpu", "a scripted model")
-
-
-def end_of(reply: Reply) -> End | Failure:
-    """The terminal event, after checking the shape of the whole stream."""
-    events = reply.events()
-    *before, metrics, terminal = events
-    assert isinstance(terminal, End | Failure)
-    assert isinstance(metrics, Metrics)
-    assert all(isinstance(event, Token) for event in before)
-    assert terminal.usage == reply.sequence.usage
-    assert_indices(before)
-    assert reply.sequence.state is SequenceState.FINISHED
-    return terminal
-
-
-def assert_indices(events: list[Event]) -> None:
-    at = 0
-    for event in events:
-        assert isinstance(event, Token)
-        assert event.index == at
-        assert event.text
-        at += event.count
-
-
-def stop_reason(reply: Reply) -> StopReason:
-    terminal = end_of(reply)
-    assert isinstance(terminal, End), terminal
-    return terminal.stop_reason
-
-
-def code(reply: Reply) -> str:
-    terminal = end_of(reply)
-    assert isinstance(terminal, Failure), terminal
-    return terminal.code
-
-
-def texts(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Token))
 
 
 # ---- endings
@@ -461,6 +339,8 @@ def test_requests_end_though_nobody_writes_the_log() -> None:
     [
         (RuntimeError("shapes"), "INFERENCE_FAILED"),
         (torch.OutOfMemoryError("no memory"), "VRAM_OOM"),
+        (MemoryError(), "VRAM_OOM"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."), "VRAM_OOM"),
         (IndexError("index out of range in self"), "INFERENCE_FAILED"),
     ],
 )
@@ -498,6 +378,48 @@ def test_a_step_too_large_for_the_memory_is_computed_in_parts() -> None:
         replies = b.submit_together([[n] for n in range(3, 11)], max_tokens=9)
         assert [stop_reason(reply) for reply in replies] == [StopReason.MAX_TOKENS] * 8
         assert [reply.sequence.output_ids for reply in replies] == alone
+
+
+def test_what_a_failed_step_held_is_free_when_a_smaller_one_is_tried() -> None:
+    class Large:
+        """A tensor of the failed step."""
+
+    alive = weakref.WeakSet[Large]()
+    num_alive: list[int] = []
+    with bench(max_slots=4) as b:
+
+        def fail(number: int, rows: list[Row]) -> None:
+            num_alive.append(len(alive))
+            large = Large()
+            alive.add(large)
+            if len(rows) > 1:
+                raise torch.OutOfMemoryError("no memory")
+
+        b.runner.before_step = fail
+        replies = b.submit_together([[n] for n in (3, 4, 5, 6)], max_tokens=1)
+        assert [stop_reason(reply) for reply in replies] == [StopReason.MAX_TOKENS] * 4
+    assert len(num_alive) > 4
+    assert set(num_alive) == {0}
+
+
+def test_a_step_in_many_parts_looks_between_them_who_has_left() -> None:
+    runner = ScriptedRunner()
+    runner.is_packed = False
+    computed: list[int] = []
+    with bench(runner, max_slots=4) as b:
+        replies: list[Reply] = []
+
+        def leave(number: int, rows: list[Row]) -> None:
+            computed.extend(row.sequence.prompt_ids[0] for row in rows)
+            b.engine.cancel(replies[1].sequence, "client")
+
+        b.gate.hold()
+        replies += b.submit_together([[3], [4], [5]], max_tokens=1)
+        runner.before_step = leave
+        b.gate.open()
+        assert stop_reason(replies[1]) is StopReason.CANCELLED
+        assert [stop_reason(replies[i]) for i in (0, 2)] == [StopReason.MAX_TOKENS] * 2
+    assert sorted(computed) == [3, 5]
 
 
 def test_a_fault_that_happens_once_costs_nobody_a_token() -> None:
@@ -1259,16 +1181,16 @@ def test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their
     with bench(max_slots=1, step_limit_s=0.05) as b:
         was_told = threading.Event()
         b.engine.on_dead = was_told.set
-        close = b.engine._close
+        tell = b.engine._tell
         closed: list[Sequence] = []
 
         def fail_once(sequence: Sequence, terminal: Failure, vram_bytes: int = 0) -> None:
             closed.append(sequence)
             if len(closed) == 1:
                 raise RuntimeError("its usage cannot be told")
-            close(sequence, terminal, vram_bytes)
+            tell(sequence, terminal, vram_bytes)
 
-        monkeypatch.setattr(b.engine, "_close", fail_once)
+        monkeypatch.setattr(b.engine, "_tell", fail_once)
         b.gate.hold()
         replies = [b.submit([n]) for n in (3, 4, 5)]
         assert was_told.wait(WAIT_S)
@@ -1292,16 +1214,15 @@ def test_an_engine_that_lives_is_not_abandoned() -> None:
 def test_two_who_give_up_a_stalled_engine_at_once_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watchdog, and a stream at its ping. The second finds an engine that is declared dead already."""
     with bench(max_slots=1, step_limit_s=0.05) as b:
-        close = b.engine._close
-        has_begun = threading.Event()
+        end_from_outside = b.engine._end_from_outside
+        is_first = iter([True])
 
-        def close_and_be_joined(*args: Any) -> None:
-            if not has_begun.is_set():
-                has_begun.set()
+        def be_overtaken(*args: Any) -> None:
+            if b.engine.state is EngineState.DEAD and next(is_first, False):
                 b.engine.abandon()
-            close(*args)
+            end_from_outside(*args)
 
-        monkeypatch.setattr(b.engine, "_close", close_and_be_joined)
+        monkeypatch.setattr(b.engine, "_end_from_outside", be_overtaken)
         b.gate.hold()
         running, queued = b.submit([3], max_tokens=2), b.submit([4], max_tokens=2)
         b.gate.wait_until_held()
@@ -1315,7 +1236,7 @@ def test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under(
     with bench() as b:
         is_locked: list[bool] = []
 
-        def left(now: float, num_prompt_tokens: int) -> None:
+        def left(now: float, num_prompt_tokens: int, is_last: bool) -> None:
             is_locked.append(not b.engine._lock.acquire(False))
             if not is_locked[-1]:
                 b.engine._lock.release()

@@ -180,9 +180,18 @@ def test_a_device_that_is_not_there(saved: Path) -> None:
     assert "ENDSTOP_DEVICE" in reason(saved, device="cuda")
 
 
-def test_a_cache_that_does_not_fit_says_what_to_lower(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 80 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 GiB"),
+    ],
+)
+def test_a_cache_that_does_not_fit_says_what_to_lower(
+    error: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_memory(*args: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        raise error
 
     monkeypatch.setattr("worker.engine.attention.SlotAttention._store", no_memory)
     assert "ENDSTOP_MAX_SLOTS" in reason(saved)

@@ -361,6 +361,21 @@ def test_a_draw_that_fails_fails_its_own_row_and_the_others_keep_their_random_nu
         assert row.rng.random() == twin.random(), "exactly one number was taken"
 
 
+def test_nothing_is_drawn_from_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU an index drawn from NaNs may lie outside, which is the end of the device and of everyone on it."""
+    drawn_from: list[Tensor] = []
+    plain = _DRAWS["plain"]
+
+    def look(logits: Tensor, chosen: list[SamplingParams], points: list[float]) -> Tensor:
+        drawn_from.append(logits)
+        return plain(logits, chosen, points)
+
+    monkeypatch.setitem(_DRAWS, "plain", look)
+    draw(torch.tensor([[0.0, math.nan], [0.0, 1.0], [math.inf, 0.0]]), *[FakeRow(params()) for _ in range(3)])
+    assert drawn_from
+    assert all(logits.isfinite().all() for logits in drawn_from)
+
+
 @pytest.mark.parametrize("at", ["draw", "penalty"])
 def test_a_lost_device_is_no_fault_of_a_row(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Tensor:

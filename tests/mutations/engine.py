@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
+_OUTSIDE = "tests/engine/test_from_outside.py"
 
 _ADMISSION = [
     engine(
@@ -20,7 +21,7 @@ _ADMISSION = [
     engine(
         "nothing is accepted while the engine loads, drains or is dead",
         """\
-        if not self._is_accepting:
+        if not self._is_accepting or self._is_leaving:
             raise self._not_ready()
 """,
         "",
@@ -101,7 +102,7 @@ _DRAIN = [
         "a drain has a limit",
         """\
         if now - self._drain_at >= self._drain_limit_s and self._open:
-            self._end_everyone(ShuttingDown("the server is shutting down"))
+            self._end_everyone(ShuttingDown(SHUTTING_DOWN))
 """,
         "",
         "test_a_drain_ends_what_still_runs_behind_its_limit",
@@ -143,7 +144,7 @@ _DRAIN = [
     engine(
         "a stop ends everyone",
         """\
-            self._end_everyone(ShuttingDown("the server is shutting down"))
+            self._end_everyone(self._death if is_given_up else ShuttingDown(SHUTTING_DOWN))
         except BaseException""",
         """\
             pass
@@ -246,14 +247,32 @@ _DEATH = [
         "the finally that ends a sequence whose cache cannot be cleared",
         """\
         finally:
-            self._finish(sequence, terminal)
+            self._close(sequence, terminal, self._vram_bytes())
 """,
         """\
         except ZeroDivisionError:
             pass
-        self._finish(sequence, terminal)
+        self._close(sequence, terminal, self._vram_bytes())
 """,
-        "test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending",
+        "tests/engine/test_from_outside.py::test_a_device_that_is_lost_while_a_cache_is_cleared_ends_everyone",
+    ),
+    engine(
+        "the finally that frees a slot whose cache cannot be cleared",
+        """\
+        finally:
+            self._scheduler.remove(sequence)
+""",
+        """\
+        else:
+            self._scheduler.remove(sequence)
+""",
+        "tests/engine/test_from_outside.py::test_a_cache_that_cannot_be_cleared_costs_the_others_nothing",
+    ),
+    engine(
+        "a cache that cannot be cleared costs the others nothing",
+        "        except Exception as error:  # what one request leaves behind",
+        "        except ZeroDivisionError as error:  # what one request leaves behind",
+        "tests/engine/test_from_outside.py::test_a_cache_that_cannot_be_cleared_costs_the_others_nothing",
     ),
     engine(
         "the finally that lets the model go with its thread",
@@ -269,15 +288,69 @@ _DEATH = [
     ),
     engine(
         "the records end with the thread",
-        "                self._records.close(None)\n",
-        "                pass\n",
+        "            self._records.close(None)\n",
+        "            pass\n",
         "test_stop_ends_everyone_and_the_thread",
     ),
     engine(
         "the records of a dead engine stay open for the watchdog",
-        "            if self.state is not EngineState.DEAD:  # else the watchdog may have something to say yet\n",
-        "            if True:\n",
+        "        if self._has_ended and not self._num_debtors and self.state is not EngineState.DEAD:\n",
+        "        if self._has_ended and not self._num_debtors:\n",
         "test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting",
+    ),
+    engine(
+        "the records stay open for who still ends a stream",
+        "        if self._has_ended and not self._num_debtors and self.state is not EngineState.DEAD:\n",
+        "        if self._has_ended and self.state is not EngineState.DEAD:\n",
+        f"{_OUTSIDE}::test_no_outcome_is_lost_when_the_step_comes_back_while_everyone_is_ended",
+    ),
+    engine(
+        "who still ends a stream closes the records in the end",
+        """\
+            self._num_debtors -= 1
+            self._close_records()
+""",
+        "            self._num_debtors -= 1\n",
+        f"{_OUTSIDE}::test_no_outcome_is_lost_when_the_step_comes_back_while_everyone_is_ended",
+    ),
+    engine(
+        "one stall has one code",
+        "self._death if is_given_up else ShuttingDown(SHUTTING_DOWN)",
+        "ShuttingDown(SHUTTING_DOWN)",
+        f"{_OUTSIDE}::test_one_stall_has_one_code_though_the_step_comes_back_meanwhile",
+    ),
+    engine(
+        "who leaves accepts nobody though a step is under way",
+        "        if not self._is_accepting or self._is_leaving:\n",
+        "        if not self._is_accepting:\n",
+        f"{_OUTSIDE}::test_who_leaves_accepts_nobody_though_a_step_is_under_way",
+        f"{_OUTSIDE}::test_a_drain_that_is_asked_for_refuses_at_once",
+    ),
+    engine(
+        "who is refused because the process leaves is told so",
+        "        if self._is_leaving and self.state is not EngineState.DEAD:\n",
+        "        if False:\n",
+        f"{_OUTSIDE}::test_who_leaves_accepts_nobody_though_a_step_is_under_way",
+    ),
+    engine(
+        "nobody comes after those who are ended because the process leaves",
+        """\
+            self._is_accepting = False
+            if self.state is not EngineState.DEAD:
+                self.state, self.reason = EngineState.DRAINING, SHUTTING_DOWN
+        self._is_stopping = True
+""",
+        "            pass\n        self._is_stopping = True\n",
+        f"{_OUTSIDE}::test_who_is_ended_because_the_process_leaves_is_ended_once_and_nobody_comes_after",
+    ),
+    engine(
+        "the lock around a look for room",
+        """\
+        with self._lock:
+            self._check_room(0)
+""",
+        "        self._check_room(0)\n",
+        f"{_OUTSIDE}::test_room_is_looked_for_under_the_lock",
     ),
     engine(
         "an engine that was given up does not become ready",
@@ -291,11 +364,17 @@ _DEATH = [
     engine(
         "an engine that was given up stays dead",
         """\
+    def _stop_accepting(self) -> None:
+        with self._lock:
+            self._is_accepting = False
             if self.state is not EngineState.DEAD:
-                self.state, self.reason = EngineState.DRAINING""",
+""",
         """\
+    def _stop_accepting(self) -> None:
+        with self._lock:
+            self._is_accepting = False
             if True:
-                self.state, self.reason = EngineState.DRAINING""",
+""",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
     engine(
@@ -326,9 +405,9 @@ _ENDINGS = [
         """\
             if sequence not in self._open:
                 return
-            self._open.remove(sequence)
+            self._take_out(sequence)
 """,
-        "            self._open.discard(sequence)\n",
+        "            self._open.add(sequence)\n            self._take_out(sequence)\n",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
     engine(
@@ -403,14 +482,14 @@ _ENDINGS = [
     ),
     engine(
         "a reader that is gone is noticed in the queue",
-        "            if sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
-        "            if sequence.cancelled_by is not None:\n",
+        "            elif sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
+        "            elif sequence.cancelled_by is not None:\n",
         "test_a_reader_that_is_gone_is_a_cancel[queued]",
     ),
     engine(
         "a cancel ends the request",
-        "            if sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
-        "            if sequence.sender.is_broken:\n",
+        "            elif sequence.cancelled_by is not None or sequence.sender.is_broken:\n",
+        "            elif sequence.sender.is_broken:\n",
         "test_text_held_back_at_a_cancel_is_not_sent",
     ),
     engine(

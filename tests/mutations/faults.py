@@ -16,12 +16,12 @@ _FAULTS = [
     engine(
         "a group that fails is computed in parts",
         """\
-            if len(group) == 1:
+            if error is not None and len(group) == 1:
                 self._fail(group[0].sequence, error)
-            else:
+            elif error is not None:
 """,
         """\
-            for row in group:
+            for row in group if error is not None else []:
                 self._fail(row.sequence, error)
             if False:
 """,
@@ -59,8 +59,8 @@ _FAULTS = [
     engine(
         "want of memory has a code of its own",
         """\
-        except torch.OutOfMemoryError:
-            return OutOfMemory("the device has no memory left for this step")
+            if is_out_of_memory(error):
+                return OutOfMemory("the device has no memory left for this step")
 """,
         "",
         "test_a_fault_of_a_row_ends_that_row_alone",
@@ -158,19 +158,19 @@ _STALL = [
     ),
     engine(
         "two who give a stalled engine up say the same",
-        "        self._close_all(left, self._death)\n",
-        '        self._close_all(left, self._death if is_stalled else EngineDead("dead"))\n',
+        "lambda sequence: failure_event(self._death, sequence.usage)",
+        'lambda sequence: failure_event(self._death if is_stalled else EngineDead("dead"), sequence.usage)',
         "test_two_who_give_up_a_stalled_engine_at_once_say_the_same",
     ),
     engine(
         "the rate of those who leave is written under the lock",
-        "            self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))\n",
-        "        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))\n",
+        "            self._take_out(sequence)\n        self._tell(sequence, terminal, vram_bytes)\n",
+        "        self._take_out(sequence)\n        self._tell(sequence, terminal, vram_bytes)\n",
         "test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under",
     ),
     engine(
         "every stream of an abandoned engine is ended",
-        "                self._close(sequence, failure_event(error, sequence.usage))\n"
+        "                self._tell(sequence, terminal)\n"
         "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
         " ending\n"
         "                self._log",
@@ -217,8 +217,8 @@ _STALL = [
     ),
     watchdog(
         "a step may take longer in proportion to its tokens",
-        "        limit_s = step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)\n",
-        "        limit_s = step_limit_s\n",
+        "step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)",
+        "step_limit_s",
         "tests/engine/test_engine.py::test_a_long_prefill_is_no_stall",
     ),
     watchdog(
@@ -226,6 +226,18 @@ _STALL = [
         "max(1.0, self.num_tokens / TOKENS_PER_LIMIT)",
         "(self.num_tokens / TOKENS_PER_LIMIT)",
         "tests/engine/test_engine.py::test_a_long_prefill_is_no_stall",
+    ),
+    watchdog(
+        "a step of very many tokens has a limit too",
+        ", max(step_limit_s, longest_s))\n",
+        ", math.inf)\n",
+        "tests/engine/test_from_outside.py::test_a_step_of_many_tokens_is_stuck_at_the_latest_when_nobody_may_wait_for_it",
+    ),
+    watchdog(
+        "the watchdog looks who is overdue",
+        "                engine.end_overdue()\n",
+        "                pass\n",
+        "tests/engine/test_from_outside.py::test_a_deadline_does_not_wait_for_the_step_that_is_under_way",
     ),
     watchdog(
         "neither loading nor the end is a stall",
@@ -319,18 +331,69 @@ _DEADLINES = [
     ),
     engine(
         "the loop looks at deadlines",
-        "            elif is_deadline_tick:\n",
-        "            elif False:\n",
+        "            elif is_deadline_tick and (terminal := self._end_if_overdue(sequence, now)):\n",
+        "            elif False and (terminal := self._end_if_overdue(sequence, now)):\n",
         "test_timeout_of_a_request_that_goes_on_and_on",
     ),
     engine(
         "a stream that nobody claims is cancelled",
         """\
-                elif overdue is not None:
-                    self._cancel(sequence, overdue)
+            sequence.cancelled_by = sequence.cancelled_by or overdue
+            return end_event(sequence, StopReason.CANCELLED)
+""",
+        "            return None\n",
+        "test_a_stream_that_nobody_claims_is_cancelled",
+    ),
+    engine(
+        "nobody is ended from outside while tokens are delivered",
+        "if self._is_computing and now - self.stamp.at > LONG_STEP_S:",
+        "if now - self.stamp.at > LONG_STEP_S:",
+        "tests/engine/test_from_outside.py::test_nobody_is_ended_from_outside_while_tokens_are_delivered",
+    ),
+    engine(
+        "a short step is left to the generation thread",
+        " and now - self.stamp.at > LONG_STEP_S:",
+        ":",
+        "tests/engine/test_from_outside.py::test_a_short_step_is_left_to_the_generation_thread",
+    ),
+    engine(
+        "nothing is delivered to who was ended from outside",
+        """\
+            if row.sequence.is_ended:
+                continue
 """,
         "",
-        "test_a_stream_that_nobody_claims_is_cancelled",
+        "tests/engine/test_from_outside.py::test_a_deadline_does_not_wait_for_the_step_that_is_under_way",
+    ),
+    engine(
+        "the slot of who was ended from outside is freed",
+        "                self._free(sequence)\n            elif",
+        "                pass\n            elif",
+        "tests/engine/test_from_outside.py::test_a_deadline_does_not_wait_for_the_step_that_is_under_way",
+    ),
+    engine(
+        "a step in many parts looks between them who has left",
+        "                self._end_unwanted(time.monotonic())\n",
+        "                pass\n",
+        "test_a_step_in_many_parts_looks_between_them_who_has_left",
+    ),
+    engine(
+        "who has left is not computed in the rest of a step",
+        "[row for row in groups.pop() if row.sequence.state is SequenceState.RUNNING]",
+        "list(groups.pop())",
+        "test_a_step_in_many_parts_looks_between_them_who_has_left",
+    ),
+    engine(
+        "what a failed step held is let go before a smaller one",
+        """\
+            if is_out_of_memory(error):
+                return OutOfMemory("the device has no memory left for this step")
+""",
+        """\
+            if is_out_of_memory(error):
+                return OutOfMemory("the device has no memory left for this step").with_traceback(error.__traceback__)
+""",
+        "test_what_a_failed_step_held_is_free_when_a_smaller_one_is_tried",
     ),
 ]
 

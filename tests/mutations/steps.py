@@ -80,6 +80,12 @@ _SAMPLING = [
         "test_a_lost_device_is_no_fault_of_a_row",
     ),
     sampler(
+        "nothing is drawn from what is no number",
+        "        logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)\n",
+        "        pass\n",
+        "test_nothing_is_drawn_from_what_is_no_number",
+    ),
+    sampler(
         "a row without usable logits fails alone",
         "        if not is_usable[i]\n",
         "        if False\n",
@@ -114,9 +120,15 @@ _SAMPLING = [
 _RETRY_AFTER = [
     service_rate(
         "Retry-After grows when nobody leaves any more",
-        "        elapsed_s = now - left[0][0]\n",
+        "        elapsed_s = self._clock(now) - left[0][0]\n",
         "        elapsed_s = left[-1][0] - left[0][0]\n",
         "test_when_nobody_leaves_any_more_it_grows",
+    ),
+    service_rate(
+        "time without work does not count for Retry-After",
+        "            self._worked_s, self._working_since = self._clock(now), None\n",
+        "            pass\n",
+        "test_time_without_work_does_not_count",
     ),
     service_rate(
         "Retry-After is at least a second",
@@ -132,8 +144,8 @@ _RETRY_AFTER = [
     ),
     service_rate(
         "Retry-After forgets the distant past",
-        "deque([(now, 0)], maxlen=WINDOW)",
-        "deque([(now, 0)])",
+        "deque([(0.0, 0)], maxlen=WINDOW)",
+        "deque([(0.0, 0)])",
         "test_the_distant_past_is_forgotten",
     ),
     service_rate(

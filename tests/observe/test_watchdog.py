@@ -27,6 +27,7 @@ class FakeEngine:
         self._reasons = reasons  # why it does not live, from look to look; the last one stays
         self._abandon_fails = abandon_fails
         self.said: list[str] = []
+        self.num_looks = 0  # for who is overdue
         self.stamp = Stamp(Phase.IDLE, 0.0)
         self.standstills = Standstills()
 
@@ -42,6 +43,9 @@ class FakeEngine:
         if self._abandon_fails:
             raise RuntimeError("not everyone could be told")
         return True
+
+    def end_overdue(self) -> None:
+        self.num_looks += 1
 
     def gone(self) -> None:
         self.said.append("gone")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.endings import end_event, failure_event, metrics_event, outcome_of
+from worker.engine.memory import is_out_of_memory
 from worker.engine.sampler import sample
 from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequence import Sequence, SequenceState
@@ -37,7 +38,7 @@ from worker.observe.log import LogLine, Record
 from worker.observe.watchdog import Phase, Stamp, Standstills, all_stacks, watch
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
-from worker.streams.native import new_lock, start_thread
+from worker.streams.native import native_sleep, new_lock, start_thread
 from worker.streams.wakeup import ThreadWaiter, Wakeup
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
 
 # How often an idle engine looks around: a drain that was asked for by a flag starts at most this late.
 IDLE_TICK_S = 0.25
+# From here on a step is long: who is overdue in it is ended from outside.
+LONG_STEP_S = 0.1
+# How long to let the generation thread deliver what it has before streams are ended from outside. Usually some ms.
+DELIVERY_S = 0.5
+DELIVERY_TICK_S = 0.002
+SHUTTING_DOWN = "the server is shutting down"
 # Deadlines are in seconds; looking at all of them in every step would cost more than the step's bookkeeping.
 DEADLINE_TICK_S = 0.05
 
@@ -87,8 +94,11 @@ class Engine:
         self._is_accepting = False
         # All that was accepted and has not ended. Whoever closes a stream takes it out; see `abandon`.
         self._open: set[Sequence] = set()
-        self._service_rate = ServiceRate(time.monotonic())
+        self._service_rate = ServiceRate()
         self._is_stopping = False
+        # Threads that have taken sequences out of `_open` and still owe them their ending.
+        self._num_debtors = 0
+        self._has_ended = False
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
         self._deadlines_at = 0.0
@@ -155,12 +165,14 @@ class Engine:
         """
         with self._lock:
             self._check_room(len(sequence.prompt_ids))
+            if not self._open:
+                self._service_rate.begin(time.monotonic())
             self._open.add(sequence)
             self._inbox.append(sequence)
         self._waiter.wake()
 
     def _check_room(self, num_prompt_tokens: int) -> None:
-        if not self._is_accepting:
+        if not self._is_accepting or self._is_leaving:
             raise self._not_ready()
         settings, num_open, now = self._settings, len(self._open), time.monotonic()
         if num_open >= settings.max_streams:
@@ -176,6 +188,11 @@ class Engine:
                 "(ENDSTOP_MAX_QUEUE_TOKENS); try again later",
                 self._service_rate.retry_after_s(now, 0, too_many),
             )
+
+    @property
+    def _is_leaving(self) -> bool:
+        """Whether a drain has been asked for. The generation thread, which begins it, may be in a long step."""
+        return self._drain_limit_s is not None or self.should_drain()
 
     def cancel(self, sequence: Sequence, by: str) -> None:
         """Have a sequence ended within one step, wherever it is. Idempotent."""
@@ -233,10 +250,10 @@ class Engine:
             if is_stalled:  # whoever else comes to give it up meanwhile says the same
                 message = "the model has stopped answering; the server is being replaced"
                 self._death = DeadlineExceeded(message, "STALLED")
-            left = tuple(self._open)
         if is_stalled:
             self._log(logging.CRITICAL, reason)
-        self._close_all(left, self._death)
+        self._is_stopping = True  # should the step come back after all
+        self._end_from_outside(lambda sequence: failure_event(self._death, sequence.usage))
         if is_stalled:
             self._log(logging.CRITICAL, all_stacks())
         return True
@@ -248,16 +265,50 @@ class Engine:
         """
         with self._lock:
             self._is_accepting = False
-            left = tuple(self._open)
-        self._close_all(left, ShuttingDown("the server is shutting down"))
+            if self.state is not EngineState.DEAD:
+                self.state, self.reason = EngineState.DRAINING, SHUTTING_DOWN
+        self._is_stopping = True
+        self._end_from_outside(lambda sequence: failure_event(ShuttingDown(SHUTTING_DOWN), sequence.usage))
 
-    def _close_all(self, left: tuple[Sequence, ...], error: GenerationFailed) -> None:
-        self._is_stopping = True  # should the step come back after all
-        for sequence in left:
+    def end_overdue(self) -> None:
+        """End from outside who is overdue in a step that takes long. Thread: the watchdog's.
+
+        Between two steps the generation thread does it. It frees what they hold when its step is over.
+        """
+        now = time.monotonic()
+        if self._is_computing and now - self.stamp.at > LONG_STEP_S:
+            self._end_from_outside(lambda sequence: self._end_if_overdue(sequence, now) if self._is_computing else None)
+
+    @property
+    def _is_computing(self) -> bool:
+        return self.stamp.phase in (Phase.FORWARD, Phase.SAMPLING)
+
+    def _end_from_outside(self, ending: Callable[[Sequence], Terminal | None]) -> None:
+        """End those for whom there is an ending. The generation thread delivers nothing to them meanwhile or later."""
+        give_up_at = time.monotonic() + DELIVERY_S
+        while True:
+            with self._lock:  # under which it begins to deliver: what it has counted, it has sent
+                if self.stamp.phase is not Phase.DELIVERING or time.monotonic() > give_up_at:
+                    ends = [(sequence, ending(sequence)) for sequence in self._open]
+                    told = [(sequence, terminal) for sequence, terminal in ends if terminal is not None]
+                    for sequence, _ in told:
+                        self._take_out(sequence)
+                    self._num_debtors += 1
+                    break
+            native_sleep(DELIVERY_TICK_S)
+        for sequence, terminal in told:
             try:
-                self._close(sequence, failure_event(error, sequence.usage))
+                self._tell(sequence, terminal)
             except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
                 self._log(logging.ERROR, "".join(traceback.format_exception(fault)))
+        with self._lock:
+            self._num_debtors -= 1
+            self._close_records()
+
+    def _close_records(self) -> None:
+        """Under the lock: close the log if nobody has anything to say any more. The watchdog of a dead engine has."""
+        if self._has_ended and not self._num_debtors and self.state is not EngineState.DEAD:
+            self._records.close(None)
 
     def liveness(self) -> str:
         """Why the engine does not live, or an empty string."""
@@ -267,13 +318,16 @@ class Engine:
         if self.state is EngineState.LOADING:
             limit_s = self._settings.load_timeout_s
             return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
-        return self.standstills.overdue(self.stamp, now, self._settings.step_limit_s)
+        settings = self._settings
+        return self.standstills.overdue(self.stamp, now, settings.step_limit_s, settings.total_timeout_s)
 
     def _check_ready(self) -> None:
         if self.state is not EngineState.READY:
             raise self._not_ready()
 
     def _not_ready(self) -> NotReady:
+        if self._is_leaving and self.state is not EngineState.DEAD:
+            return NotReady(EngineState.DRAINING.value, SHUTTING_DOWN, retry_after_s=10)
         return NotReady(self.state.value, self.reason, retry_after_s=2 if self.state is EngineState.LOADING else 10)
 
     # ---- the generation thread
@@ -285,21 +339,23 @@ class Engine:
             self._become_ready()
             self._loop()
             self._stop_accepting()  # a submit that comes later than this is refused, one that came before is ended
-            self._end_everyone(ShuttingDown("the server is shutting down"))
+            is_given_up = self.state is EngineState.DEAD  # by the watchdog, which tells the others the same
+            self._end_everyone(self._death if is_given_up else ShuttingDown(SHUTTING_DOWN))
         except BaseException as error:  # law 7: a fault of the loop ends everyone, with a code
             self._die(error)
         finally:
             self._model = None  # frees the tensors on this thread
             self._begin(Phase.ENDED)
-            if self.state is not EngineState.DEAD:  # else the watchdog may have something to say yet
-                self._records.close(None)
+            with self._lock:
+                self._has_ended = True
+                self._close_records()
             self._done.release()
 
     def _stop_accepting(self) -> None:
         with self._lock:
             self._is_accepting = False
             if self.state is not EngineState.DEAD:
-                self.state, self.reason = EngineState.DRAINING, "the server is shutting down"
+                self.state, self.reason = EngineState.DRAINING, SHUTTING_DOWN
 
     def _begin(self, phase: Phase, num_tokens: int = 0) -> float:
         """Tell the watchdog what comes now. Returns the time."""
@@ -354,14 +410,22 @@ class Engine:
         if is_deadline_tick:
             self._deadlines_at = now
         for sequence in self._scheduler.sequences():
-            if sequence.cancelled_by is not None or sequence.sender.is_broken:
+            if sequence.is_ended:  # from outside, while a step took long
+                self._free(sequence)
+            elif sequence.cancelled_by is not None or sequence.sender.is_broken:
                 self._cancel(sequence, "client")
-            elif is_deadline_tick:
-                overdue = sequence.overdue(now)
-                if isinstance(overdue, GenerationFailed):
-                    self._fail(sequence, overdue)
-                elif overdue is not None:
-                    self._cancel(sequence, overdue)
+            elif is_deadline_tick and (terminal := self._end_if_overdue(sequence, now)):
+                self._end_early(sequence, terminal)
+
+    @staticmethod
+    def _end_if_overdue(sequence: Sequence, now: float) -> Terminal | None:
+        overdue = sequence.overdue(now)
+        if isinstance(overdue, GenerationFailed):
+            return failure_event(overdue, sequence.usage)
+        if overdue is not None:
+            sequence.cancelled_by = sequence.cancelled_by or overdue
+            return end_event(sequence, StopReason.CANCELLED)
+        return None
 
     def _drain_if_asked(self, now: float) -> None:
         if self._drain_limit_s is None and self.should_drain():
@@ -373,24 +437,24 @@ class Engine:
             self._drain_at = now
             self._log(logging.INFO, f"draining {self.num_open} requests for up to {self._drain_limit_s:g} s")
         if now - self._drain_at >= self._drain_limit_s and self._open:
-            self._end_everyone(ShuttingDown("the server is shutting down"))
+            self._end_everyone(ShuttingDown(SHUTTING_DOWN))
 
     def _step(self, rows: list[Row]) -> None:
         """Compute rows together; where that fails, in ever smaller groups, until the rows at fault stand alone."""
         assert self._model is not None
         self._narrate_starts(rows)
         groups = [rows] if self._model.runner.is_packed else [[row] for row in rows]
-        while groups:
-            group = groups.pop()
-            error = self._compute(group)
-            if error is None:
-                continue
-            if len(group) == 1:
+        while groups and not self._is_stopping:
+            group = [row for row in groups.pop() if row.sequence.state is SequenceState.RUNNING]
+            error = self._compute(group) if group else None
+            if error is not None and len(group) == 1:
                 self._fail(group[0].sequence, error)
-            else:
+            elif error is not None:
                 # What a row writes to the cache it writes again: its tokens and their places are the same.
                 half = len(group) // 2
                 groups += [group[half:], group[:half]]
+            if groups:  # a step in many parts is many steps for those who leave or wait
+                self._end_unwanted(time.monotonic())
 
     def _compute(self, rows: list[Row]) -> GenerationFailed | None:
         """One forward pass, and the next token of each row that is past its prompt.
@@ -408,16 +472,19 @@ class Engine:
                 self._scheduler.computed(row)
             self._begin(Phase.SAMPLING, num_tokens)  # on a GPU this is where the forward pass is waited for
             tokens = sample(logits, [row.sequence for row in sampled]) if sampled else None
-        except torch.OutOfMemoryError:
-            return OutOfMemory("the device has no memory left for this step")
         except torch.AcceleratorError:
             raise  # the device is lost for this process: nothing that comes after it would succeed
         except Exception as error:  # whatever a model's code raises must not end the engine
+            if is_out_of_memory(error):
+                return OutOfMemory("the device has no memory left for this step")
             return self._fault(error)
         if tokens is None or self._is_stopping:  # a step that came back too late has nobody to deliver to
             return None
-        now = self._begin(Phase.DELIVERING)
+        with self._lock:  # who was ended from outside is known now, and nobody is while tokens are delivered
+            now = self._begin(Phase.DELIVERING)
         for i, row in enumerate(sampled):
+            if row.sequence.is_ended:
+                continue
             try:
                 if i in tokens.failures:
                     raise tokens.failures[i]
@@ -465,10 +532,20 @@ class Engine:
     def _end_early(self, sequence: Sequence, terminal: Terminal) -> None:
         """End a sequence whose cache nobody has looked at since its last step."""
         try:
+            self._free(sequence)
+        finally:
+            self._close(sequence, terminal, self._vram_bytes())
+
+    def _free(self, sequence: Sequence) -> None:
+        try:
             if self._model is not None and sequence.slot >= 0:
                 self._model.runner.scrub(sequence.slot, sequence.num_tokens)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # what one request leaves behind is no reason to end the others
+            self._fault(error)
         finally:
-            self._finish(sequence, terminal)
+            self._scheduler.remove(sequence)
 
     def _fault(self, error: Exception) -> InferenceFailed:
         """Translate a fault for the client, who gets its kind, and for the log, which gets all of it."""
@@ -485,8 +562,16 @@ class Engine:
         with self._lock:
             if sequence not in self._open:
                 return
-            self._open.remove(sequence)
-            self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
+            self._take_out(sequence)
+        self._tell(sequence, terminal, vram_bytes)
+
+    def _take_out(self, sequence: Sequence) -> None:
+        """Under the lock, once. Who does it owes the stream its ending."""
+        self._open.remove(sequence)
+        sequence.is_ended = True
+        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids), is_last=not self._open)
+
+    def _tell(self, sequence: Sequence, terminal: Terminal, vram_bytes: int = 0) -> None:
         outcome = outcome_of(sequence, terminal)
         try:
             sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from worker.engine.download import download
+from worker.engine.memory import is_out_of_memory
 from worker.engine.model_runner import ModelRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import ModelLoadError
@@ -90,12 +91,13 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     max_context = min(settings.max_context, getattr(config, "max_position_embeddings", None) or settings.max_context)
     try:
         runner, fallback_reason = new_runner(model, settings.max_slots, max_context)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelLoadError(
-            f"no memory for a cache of {settings.max_slots} slots of {max_context} tokens; lower ENDSTOP_MAX_SLOTS or "
-            f"ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
-        ) from error
-    except Exception as error:  # the model's own code, on its first input
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelLoadError(
+                f"no memory for a cache of {settings.max_slots} slots of {max_context} tokens; lower ENDSTOP_MAX_SLOTS "
+                f"or ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
+            ) from error
+        # the model's own code, on its first input
         raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
     num_parameters = sum(p.numel() for p in model.parameters())
     description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from worker.engine.attention import SlotAttention, lay_out
+from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.errors import ModelLoadError
@@ -154,9 +155,9 @@ def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunne
                 runner.scrub(slot, len(prompt))
             return runner, ""
         reason = f"packed logits differ from the model's own by {distance:.2g}"
-    except torch.OutOfMemoryError:
-        raise  # not a matter of how the model computes: the caller says what to lower
     except Exception as error:  # anything a model's code may raise when its attention is not what we assume
+        if is_out_of_memory(error):
+            raise  # not a matter of how the model computes: the caller says what to lower
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(implementation)
     return fallback, reason

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.memory import is_out_of_memory
 from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
 from worker.request import SamplingParams
 
@@ -93,7 +94,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
 def _failure(error: Exception) -> GenerationFailed:
     if isinstance(error, torch.AcceleratorError):
         raise error  # the device is lost for this process: that is no fault of a row
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory("the device has no memory left to draw the next token")
     return InferenceFailed(f"the next token could not be drawn ({type(error).__name__})")
 

@@ -61,6 +61,9 @@ class Sequence:
     num_computed: int = 0  # tokens whose keys and values are in the cache
     scheduled_at: float | None = None
 
+    # set by who ends the stream, under the engine's lock; nothing more is delivered
+    is_ended: bool = False
+
     # set by the engine
     narrated_place: int = 0  # in the queue, from 1; 0 before anything was said of it
     output_ids: list[int] = field(default_factory=list)

@@ -14,12 +14,24 @@ NEVER_LONGER_S = 60  # nobody should be sent away for longer than the queue's ow
 class ServiceRate:
     """Counts the requests that leave, and their prompt tokens."""
 
-    def __init__(self, now: float) -> None:
-        self._left: deque[tuple[float, int]] = deque([(now, 0)], maxlen=WINDOW)
+    def __init__(self) -> None:
+        self._left: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=WINDOW)  # by the clock below
+        self._worked_s = 0.0
+        self._working_since: float | None = None
 
-    def left(self, now: float, num_prompt_tokens: int) -> None:
-        """Note that a request has left."""
-        self._left.append((now, num_prompt_tokens))
+    def begin(self, now: float) -> None:
+        """Note that there is work again. Time in which nobody waits says nothing of how fast anybody leaves."""
+        self._working_since = now
+
+    def left(self, now: float, num_prompt_tokens: int, is_last: bool) -> None:
+        """Note that a request has left, and whether it was the last."""
+        self._left.append((self._clock(now), num_prompt_tokens))
+        if is_last:
+            self._worked_s, self._working_since = self._clock(now), None
+
+    def _clock(self, now: float) -> float:
+        """Seconds with work."""
+        return self._worked_s + (0.0 if self._working_since is None else now - self._working_since)
 
     def retry_after_s(self, now: float, num_requests: int, num_prompt_tokens: int) -> int:
         """When to come back: as long as it has lately taken for this much to leave. At least 1, whole seconds.
@@ -30,8 +42,8 @@ class ServiceRate:
             num_prompt_tokens: How many prompt tokens have to leave.
         """
         left = self._left
-        elapsed_s = now - left[0][0]
-        # With nothing gone yet, the time since the start is all that is known: it takes at least as long.
+        elapsed_s = self._clock(now) - left[0][0]
+        # With nothing gone yet, the time since the work began is all that is known: it takes at least as long.
         per_request_s = elapsed_s / max(1, len(left) - 1)
         per_token_s = elapsed_s / max(1, sum(tokens for _, tokens in left) - left[0][1])
         wait_s = max(num_requests * per_request_s, num_prompt_tokens * per_token_s)

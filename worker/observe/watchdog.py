@@ -4,6 +4,7 @@ A real thread of its own: the one that it watches may be stuck in a kernel for e
 nothing while another thread keeps the GIL; then gunicorn's heartbeat, which needs the GIL too, gets the process killed.
 """
 
+import math
 import sys
 import time
 import traceback
@@ -39,16 +40,17 @@ class Stamp:
     at: float
     num_tokens: int = 0
 
-    def overdue(self, now: float, step_limit_s: float) -> str:
+    def overdue(self, now: float, step_limit_s: float, longest_s: float = math.inf) -> str:
         """Why this phase counts as stuck, or an empty string.
 
         Args:
             now: Monotonic seconds.
             step_limit_s: How long a phase of up to TOKENS_PER_LIMIT tokens may take.
+            longest_s: How long it may take with any number of tokens.
         """
         if self.phase in (Phase.LOADING, Phase.ENDED):  # the one has its own limit, the other is no wait
             return ""
-        limit_s = step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT)
+        limit_s = min(step_limit_s * max(1.0, self.num_tokens / TOKENS_PER_LIMIT), max(step_limit_s, longest_s))
         if now - self.at <= limit_s:
             return ""
         tokens = f" of {self.num_tokens} tokens" if self.num_tokens else ""
@@ -72,13 +74,13 @@ class Standstills:
             self._resumed = stamp, now
         self._looked_at = now
 
-    def overdue(self, stamp: Stamp, now: float, step_limit_s: float) -> str:
+    def overdue(self, stamp: Stamp, now: float, step_limit_s: float, longest_s: float = math.inf) -> str:
         """As `Stamp.overdue`, but for the time in which the process stood still. Thread: any."""
         if self._looked_at is not None and now - self._looked_at > STANDSTILL_S:
             return ""  # the watchdog says when it has looked
         if self._resumed is not None and self._resumed[0] is stamp:
             stamp = replace(stamp, at=self._resumed[1])
-        return stamp.overdue(now, step_limit_s)
+        return stamp.overdue(now, step_limit_s, longest_s)
 
 
 class Watched(Protocol):
@@ -89,6 +91,7 @@ class Watched(Protocol):
 
     def wait_ended(self, timeout_s: float) -> bool: ...
     def abandon(self) -> bool: ...
+    def end_overdue(self) -> None: ...
     def gone(self) -> None: ...
 
 
@@ -102,6 +105,8 @@ def watch(engine: Watched) -> None:
             # One look decides: a step that came back between two would leave the engine unwatched, or its process
             # replaced under open streams (spec/shutdown.pml, WATCHDOG_LOOKS_TWICE).
             was_abandoned = engine.abandon()
+            if not was_abandoned:
+                engine.end_overdue()
         except BaseException:
             engine.gone()
             raise
