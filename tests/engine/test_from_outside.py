@@ -8,7 +8,7 @@ import torch
 
 from tests.support.bench import bench, code, end_of, stop_reason
 from tests.support.engines import PATIENT, WAIT_S, Reply, wait_until
-from worker.engine.engine import EngineState
+from worker.engine.engine import Engine, EngineState
 from worker.engine.sequence import SequenceState
 from worker.errors import NotReady
 from worker.events import End, Failure, Metrics, StopReason, Terminal, Token
