@@ -3,19 +3,23 @@
 A case brings one request to a stage, has a fault strike it there, has its client behave as that client does, and lets
 everything run out. Then: each reader that stayed got exactly one terminal event, the right one, then [DONE], then the
 end of a complete body; the neighbour got its whole answer; each request has exactly one outcome; nothing is left over.
-Steps run when the test says so, so that a stage is a stage and not a guess. Faults of the whole process are in the
-second half: each strikes all stages and all clients at once.
+Steps run when the test says so, so that a stage is a stage and not a guess, and the server notes what struck the
+request and in which stage it was then: a fault that never came about would look like one that was survived. Whatever
+has to stop the work does so within one step, before the others go on. Faults of the whole process are in the last
+part: each strikes all stages and all clients at once.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -29,7 +33,6 @@ pytestmark = pytest.mark.slow
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NUM_TOKENS = 9
-DEADLINE_S = 0.2
 LONG_PROMPT = "x" * 60  # 4 chunks of 16 tokens
 LIMITS = {
     "ENDSTOP_MAX_SLOTS": "2",
@@ -37,9 +40,22 @@ LIMITS = {
     "ENDSTOP_STEP_TOKENS": "16",
     "ENDSTOP_MAX_CONTEXT": "512",
     "ENDSTOP_KEEP_ALIVE_S": "0.2",
+    # Longer than any case takes. What is to be overdue is made so.
+    "ENDSTOP_QUEUE_TIMEOUT_S": "200",
+    "ENDSTOP_FIRST_TOKEN_TIMEOUT_S": "210",
+    "ENDSTOP_TOKEN_TIMEOUT_S": "220",
+    "ENDSTOP_TOTAL_TIMEOUT_S": "600",
 }
+DEADLINE_S = 230  # a request's own
 
 # fault -> the terminal of the struck request: a code, or a stop reason
+DEADLINES = {
+    "deadline": "TIMEOUT",
+    "queue_deadline": "QUEUE_TIMEOUT",
+    "first_token_deadline": "FIRST_TOKEN_TIMEOUT",
+    "token_deadline": "STALLED",
+    "slow_consumer": "SLOW_CONSUMER",
+}
 FAULTS = {
     "nothing": "MAX_TOKENS",
     "endless_narration": "MAX_TOKENS",
@@ -52,9 +68,24 @@ FAULTS = {
     "forgotten": "INCOMPLETE",
     "closed_twice": "STALLED",
     "cancel": "CANCELLED",
-    "deadline": "TIMEOUT",
+    **DEADLINES,
 }
 STAGES = ("queued", "prefilling", "decoding")
+# Faults of one stage only.
+STAGE_OF = {"queue_deadline": "queued", "first_token_deadline": "prefilling", "token_deadline": "decoding"}
+# A step that raises is computed again in halves until the row at fault stands alone: for two rows three passes.
+RAISED_BY_A_STEP = ("forward", "memory", "sampler")
+# Where those faults strike that wait for something to happen first: a pass, a first token, the end. All others at once.
+STRIKES_LATER = {
+    "forward": {"queued": "prefilling"},
+    "memory": {"queued": "prefilling"},
+    "logits": {"queued": "prefilling"},
+    "sampler": {"queued": "prefilling"},
+    "detokenizer": {"queued": "decoding", "prefilling": "decoding"},
+    "endless_narration": {"queued": "decoding", "prefilling": "decoding"},
+}
+# These end the stream behind the engine's back: whoever leaves then has been told, and does not stop the work.
+TOLD_BY_OTHERS = ("forgotten", "closed_twice")
 
 
 # ---- what a client sees
@@ -101,6 +132,7 @@ class Client:
 
     is_native = True
     stays = True
+    new_stream = RawStream
 
     def __init__(self, server: Server, fields: dict[str, Any]) -> None:
         self.server = server
@@ -115,15 +147,22 @@ class Client:
         self.connect("POST", "/execute", self.fields)
 
     def connect(self, method: str, path: str, body: Any = None, **headers: str) -> RawStream:
-        stream = RawStream(self.server, method, path, body, **headers)
+        stream = self.new_stream(self.server, method, path, body, **headers)
         self.connections.append(stream)
         first = stream.read_until(b"\n\n")
         if self.is_native and not self.job_id:
             self.job_id = events_of(first.split(b"\n\n")[0])[0]["job_id"]
         return stream
 
-    def on_stage(self) -> None:
+    def before_strike(self) -> None:
         """The request is where it was to be brought, and nothing moves."""
+
+    def on_stage(self) -> None:
+        """The fault has struck, or will when something moves."""
+
+    def let_run(self) -> None:
+        """Let the model compute until nothing is left."""
+        self.server.allow("open")
 
     def verdicts(self) -> list[str]:
         """What each reader that stayed was told. Reads to the end."""
@@ -150,6 +189,60 @@ class ReadsLate(Client):
         return super().verdicts()
 
 
+class Trickle(RawStream):
+    """Reads a byte at a time."""
+
+    read_bytes = 1
+
+
+class ReadsBytes(Client):
+    """Reads a byte for each step, if one is there, and the rest byte by byte."""
+
+    new_stream = Trickle
+
+    def let_run(self) -> None:
+        (stream,) = self.connections
+        while place(self.server) is not None:
+            self.server.allow(1)
+            if select.select([stream.socket], [], [], 0)[0]:
+                stream._receive()
+        super().let_run()
+
+
+class Deaf(RawStream):
+    """Has little room for what is not read."""
+
+    room_bytes = 4096
+
+
+class StopsReading(ReadsLate):
+    """Reads nothing more, of more than a connection takes, and comes back when everything is over."""
+
+    new_stream = Deaf
+
+    def before_strike(self) -> None:
+        assert self.server.post("/strike/clog").ok
+        self.server.wait_for(lambda: self.num_unread() == 0, "somebody took it, and is stuck in writing it")
+        assert self.server.post("/strike/narration").ok
+        assert self.num_unread() == 1
+
+    def num_unread(self) -> int:
+        at = place(self.server)
+        assert at is not None
+        num_unread: int = at["unread"]
+        return num_unread
+
+
+class LeavesAfterTheEnd(Client):
+    """Does not wait for the connection to end."""
+
+    def verdicts(self) -> list[str]:
+        (stream,) = self.connections
+        body = stream.read_until(b"data: [DONE]\n\n")
+        stream.close()
+        return [Heard(events_of(body), is_complete=True).verdict]
+
+
 class Leaves(Client):
     """Is gone."""
 
@@ -163,15 +256,26 @@ class Leaves(Client):
         return []
 
 
+class StopsReadingAndLeaves(StopsReading):
+    """Is gone while the server is stuck in writing to it."""
+
+    stays = False
+    on_stage = Leaves.on_stage
+    verdicts = Leaves.verdicts
+
+
 class OfAJob(Client):
     """Creates a job first and reads it after."""
 
     def open(self) -> None:
-        answer = self.server.post("/v1/jobs", self.fields)
+        self.create()
+        self.connect("GET", self.url)
+
+    def create(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        answer = self.server.post("/v1/jobs", {**self.fields, **more})
         assert answer.status_code == 202, answer.text
         self.url = answer.json()["sse_url"]
         self.job_id = answer.json()["job_id"]
-        self.connect("GET", self.url)
 
 
 class TwoReaders(OfAJob):
@@ -187,6 +291,26 @@ class TwoReaders(OfAJob):
             first, second = (events_of(stream.read_all()) for stream in self.connections)
             assert first == second
         return heard
+
+
+class AsksForTheHead(OfAJob):
+    """Sends HEAD before it reads. The job ends with its last reader, and HEAD is none."""
+
+    def open(self) -> None:
+        self.create({"on_disconnect": "cancel"})
+
+    def before_strike(self) -> None:
+        num_streams = self.server.stats()["streams"]
+        with RawStream(self.server, "HEAD", self.url, None, Connection="close") as asked:
+            status, head = asked.head()
+            while not asked.is_eof:
+                asked._receive()
+            assert asked._received == b"", "HEAD has no body"
+        assert status == 200
+        assert "text/event-stream" in head
+        assert self.server.stats()["streams"] == num_streams, "it has left a reader behind"
+        assert self.server.stats()["struck"] == {}, "it was taken for one that left"
+        self.connect("GET", self.url)
 
 
 class Resumes(OfAJob):
@@ -247,6 +371,14 @@ class Chats(Client):
         return errors or ["MAX_TOKENS"]
 
 
+class ChatsAndLeaves(Chats):
+    """Over OpenAI's wire format, and is gone."""
+
+    stays = False
+    on_stage = Leaves.on_stage
+    verdicts = Leaves.verdicts
+
+
 class ChatsWhole(Chats):
     """Does not ask for a stream."""
 
@@ -275,7 +407,22 @@ class LeavesWhole(ChatsWhole):
     verdicts = Leaves.verdicts
 
 
-CLIENTS: list[type[Client]] = [ReadsEverything, ReadsLate, Leaves, TwoReaders, Resumes, Chats, ChatsWhole, LeavesWhole]
+CLIENTS: list[type[Client]] = [
+    ReadsEverything,
+    ReadsBytes,
+    ReadsLate,
+    StopsReading,
+    StopsReadingAndLeaves,
+    Leaves,
+    LeavesAfterTheEnd,
+    TwoReaders,
+    AsksForTheHead,
+    Resumes,
+    Chats,
+    ChatsAndLeaves,
+    ChatsWhole,
+    LeavesWhole,
+]
 
 
 # ---- stages
@@ -298,6 +445,16 @@ def neighbour(server: Server, max_tokens: int) -> RawStream:
     return stream
 
 
+def assert_whole(stream: RawStream, num_tokens: int) -> None:
+    """A neighbour has paid for nothing."""
+    body = stream.read_all()
+    assert stream.is_complete
+    whole = events_of(body)
+    assert whole[-2]["stop_reason"] == "MAX_TOKENS", "the neighbour has paid for it"
+    text = "".join(event["t"] for event in whole[:-1] if event["type"] == "token")
+    assert text == (LETTERS + LETTERS)[:num_tokens]
+
+
 def place(server: Server) -> dict[str, Any] | None:
     """Where the struck request is now."""
     marked = server.stats()["marked"]
@@ -307,22 +464,27 @@ def place(server: Server) -> dict[str, Any] | None:
 
 def step(server: Server) -> None:
     """Let one step run, and see that the next one has come to the gate or nothing is left to do."""
-    steps = server.stats()["steps"]
+    before = server.stats()["steps"]
     server.allow(1)
-    server.wait_for(lambda: server.stats()["steps"] > steps, "a step")
+
+    def has_run() -> bool:
+        stats = server.stats()
+        return bool(stats["steps"] > before and (stats["at_gate"] or not stats["open"]))
+
+    server.wait_for(has_run, "a step")
 
 
 def bring_to(server: Server, stage: str) -> None:
-    """Let steps run until the struck request is at the stage."""
+    """Let steps run until the marked request is well within the stage."""
 
     def is_there(at: dict[str, Any] | None) -> bool:
         assert at is not None, "it is gone already"
-        there = {
-            "queued": at["state"] == "WAITING",
+        well_within = {
+            "queued": at["in_queue"],
             "prefilling": 0 < at["computed"] < at["prompt"],
             "decoding": at["output"] >= 2,
         }
-        return bool(there[stage])
+        return bool(at["stage"] == stage and well_within[stage])
 
     for _ in range(20):
         if is_there(place(server)):
@@ -341,7 +503,7 @@ class Case:
     client: type[Client]
 
     def run(self) -> None:
-        server, began = self.server, time.monotonic()
+        server = self.server
         before = outcomes(server)
         neighbours = [neighbour(server, 30) for _ in range(2 if self.stage == "queued" else 1)]
         server.wait_for(lambda: server.stats()["running"] >= 1, "the neighbours run")
@@ -350,44 +512,78 @@ class Case:
         client = self.client(server, fields(self.stage, self.fault))
         try:
             server.wait_for(lambda: place(server) is not None, "it was accepted")
-            if self.fault != "deadline":  # it may strike on the way, and that is as good
-                bring_to(server, self.stage)
-            self.strike(client, began)
+            bring_to(server, self.stage)
+            client.before_strike()
+            self.strike(client)
             client.on_stage()
-            server.allow("open")
-            assert set(client.verdicts()) <= {FAULTS[self.fault]}
+            if self.is_over_in_a_step():
+                self.see_it_over_in_a_step(before, len(neighbours))
+            client.let_run()
+            assert set(client.verdicts()) == ({FAULTS[self.fault]} if client.stays else set())
             for stream in neighbours:
-                body = stream.read_all()
-                assert stream.is_complete
-                whole = events_of(body)
-                assert whole[-2]["stop_reason"] == "MAX_TOKENS", "the neighbour has paid for it"
-                text = "".join(event["t"] for event in whole[:-1] if event["type"] == "token")
-                assert text == (LETTERS + LETTERS)[:30]
+                assert_whole(stream, 30)
         finally:
             client.close()
             for stream in neighbours:
                 stream.close()
-            quiet(server)
+            struck = quiet(server)
+        assert struck in self.possible_strikes()
         ended = outcomes(server) - before
         assert ended.total() == 1 + len(neighbours), ended
         own = ended - Counter({"end{MAX_TOKENS}": len(neighbours)})
-        assert next(iter(own)) in self.expected_outcomes(), own
+        assert next(iter(own)) in self.possible_outcomes(), own
 
-    def strike(self, client: Client, began: float) -> None:
+    def strike(self, client: Client) -> None:
         if self.fault == "cancel":
-            if client.job_id:
-                assert requests.delete(f"{self.server.url}/v1/jobs/{client.job_id}", timeout=ANSWER_S).ok
-        elif self.fault == "deadline":
-            self.server.wait_for(lambda: time.monotonic() - began > 2 * DEADLINE_S, "the deadline")
+            assert requests.delete(f"{self.server.url}/v1/jobs/{client.job_id}", timeout=ANSWER_S).ok
         else:
             assert self.server.post(f"/strike/{self.fault}").ok
+        if self.fault == "encoder":
+            self.server.wait_for(lambda: "cancel by engine" in self.server.stats()["struck"], "it came to be encoded")
 
-    def expected_outcomes(self) -> set[str]:
-        wanted = FAULTS[self.fault]
-        if not self.client.stays:
-            # The fault strikes the step that was under way, or the leave is seen before it.
-            codes = {f"error{{{wanted}}}", "error{ENGINE_DEAD}", "end{MAX_TOKENS}"}
-            return codes | {"cancelled{client}", "cancelled{engine}", "cancelled{delete}"}
+    def is_over_in_a_step(self) -> bool:
+        """Whether the step under way is the last that anything is computed for the request."""
+        is_left = not self.client.stays and self.fault not in TOLD_BY_OTHERS
+        return is_left or self.fault in ("cancel", "encoder", *DEADLINES)
+
+    def see_it_over_in_a_step(self, before: Counter[str], num_neighbours: int) -> None:
+        """The slot is free and the outcome is known, behind one step and with the gate shut."""
+        self.server.allow(3 if self.fault in RAISED_BY_A_STEP and self.strikes_in() is not None else 1)
+        self.server.wait_for(lambda: place(self.server) is None, "it was over within one step")
+        assert self.server.stats()["open"] == num_neighbours
+        self.server.wait_for(lambda: outcomes(self.server) != before, "its outcome")
+        (own,) = outcomes(self.server) - before
+        assert own in self.possible_outcomes(), own
+
+    def strikes_in(self) -> str | None:
+        """The stage in which the fault strikes; None: never, because the client has left before."""
+        later = STRIKES_LATER.get(self.fault, {})
+        if self.client.stays or self.fault not in STRIKES_LATER:
+            return later.get(self.stage, self.stage)
+        if self.fault == "endless_narration":  # strikes when the request ends
+            return self.stage
+        # The step under way is the last. In the middle of a prompt no token is drawn in it.
+        is_struck = self.stage == "decoding" or (self.stage == "prefilling" and self.fault in ("forward", "memory"))
+        return self.stage if is_struck else None
+
+    def possible_strikes(self) -> list[dict[str, str]]:
+        """What may have struck the request, each with the stage that it was in."""
+        leave = {} if self.client.stays else {"cancel by client": self.stage}
+        if self.fault == "nothing":
+            return [leave]
+        if self.fault == "cancel":  # who leaves then does not cancel once more
+            return [{"cancel by delete": self.stage}]
+        if self.fault == "encoder":
+            return [{"encoder": self.stage, "cancel by engine": self.stage}]
+        if self.fault in TOLD_BY_OTHERS:
+            return [{self.fault: self.stage}]
+        if self.fault in DEADLINES:  # may be seen before the leave, behind the leave, or no more
+            struck = {DEADLINES[self.fault]: self.stage}
+            return [struck, leave, struck | leave] if leave else [struck]
+        strikes_in = self.strikes_in()
+        return [leave | ({self.fault: strikes_in} if strikes_in is not None else {})]
+
+    def possible_outcomes(self) -> set[str]:
         if self.fault == "cancel":
             return {"cancelled{delete}"}
         if self.fault == "encoder":
@@ -396,23 +592,33 @@ class Case:
             return {"end{MAX_TOKENS}"}
         if self.fault == "closed_twice":  # nor can it know what the client was told; a job that is forgotten has left
             return {"error{ENGINE_DEAD}"} if self.client.is_native else {"error{ENGINE_DEAD}", "cancelled{client}"}
-        return {f"error{{{wanted}}}", f"end{{{wanted}}}"}
+        wanted = FAULTS[self.fault]
+        own = f"end{{{wanted}}}" if wanted == "MAX_TOKENS" else f"error{{{wanted}}}"
+        if self.client.stays:
+            return {own}
+        if self.fault in DEADLINES:
+            return {own, "cancelled{client}"}
+        if wanted != "MAX_TOKENS" and self.strikes_in() is not None:
+            return {own}
+        return {"cancelled{client}"}
 
 
 def outcomes(server: Server) -> Counter[str]:
     return Counter(server.stats()["outcomes"])
 
 
-def quiet(server: Server) -> None:
-    """Everything runs out, and the gate is shut for the next case."""
+def quiet(server: Server) -> dict[str, str]:
+    """Everything runs out, and the gate is shut for the next case. Returns what has struck, and in which stage."""
     server.allow("open")
     names = ("open", "running", "waiting", "streams")
     server.wait_for(lambda: not any(server.stats()[name] for name in names), "nothing left open")
     # The outcome is written by the housekeeper, a moment after the end.
     records = server.stats()["num_accepted"]
     server.wait_for(lambda: outcomes(server).total() == records, "an outcome for each request, and one")
+    struck: dict[str, str] = server.stats()["struck"]
     assert server.post("/strike/nothing").ok
     server.post("/gate/close")
+    return struck
 
 
 @pytest.fixture(scope="module", params=WORKER_CLASSES)
@@ -434,13 +640,19 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert after["threads"] <= before["threads"] + 24, "threads have leaked"  # a pool grows to its size and stays
 
 
-def is_possible(fault: str, client: type[Client]) -> bool:
+def is_possible(stage: str, fault: str, client: type[Client]) -> bool:
+    if STAGE_OF.get(fault, stage) != stage:
+        return False
     if fault == "cancel":
         return client.is_native  # OpenAI's API has no cancel
-    if fault in ("deadline", "endless_narration"):
-        return client.is_native  # nor fields for these
-    if fault == "encoder":  # a whole answer has no place for that event, and who resumes has seen the failure already
-        return client not in (Resumes, ChatsWhole, LeavesWhole)
+    if fault == "endless_narration":
+        return client.is_native  # nor a field for this
+    if fault == "encoder":
+        # A whole answer has no place for that event, who resumes has seen the failure already, and behind a write that
+        # is stuck nothing is encoded.
+        return client not in (Resumes, ChatsWhole, LeavesWhole, StopsReading, StopsReadingAndLeaves)
+    if fault == "slow_consumer":
+        return issubclass(client, StopsReading)
     return True
 
 
@@ -449,7 +661,7 @@ CASES = [
     for stage in STAGES
     for fault in FAULTS
     for client in CLIENTS
-    if is_possible(fault, client)
+    if is_possible(stage, fault, client)
 ]
 
 

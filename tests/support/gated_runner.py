@@ -25,6 +25,7 @@ class GatedRunner:
         self.is_open = False
         self.pace_s = 0.0
         self.num_steps = 0
+        self.is_at_gate = False  # a step is under way, and waits to be let through
         self.fault: BaseException | None = None
         self.strikes: Strikes | None = None
 
@@ -57,7 +58,9 @@ class GatedRunner:
 
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         while not self.is_open and self._allowed <= 0:
+            self.is_at_gate = True
             self._gate.acquire(True, 60)
+        self.is_at_gate = False  # before the count: who has seen that knows that the next one is a new step
         if self.pace_s:
             native_sleep(self.pace_s)
         self._allowed -= 1

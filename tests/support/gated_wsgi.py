@@ -15,7 +15,7 @@ from flask import Blueprint, jsonify
 from app import create_app
 from tests.support.engines import loaded_model
 from tests.support.gated_runner import GatedRunner
-from tests.support.strikes import Strikes, is_marked
+from tests.support.strikes import Strikes, is_marked, stage_of
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.sequence import Sequence
@@ -36,7 +36,7 @@ runner = GatedRunner()
 settings = Settings.from_env(os.environ)
 engine = Engine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
-runner.strikes = Strikes(engine)
+strikes = runner.strikes = Strikes(engine)
 gate = Blueprint("gate", __name__)
 
 FAULTS: dict[str, type[BaseException]] = {
@@ -77,6 +77,7 @@ def show() -> Any:
 
     return jsonify(
         steps=runner.num_steps,
+        at_gate=runner.is_at_gate,  # behind the count, see there
         open=engine.num_open,
         running=engine.num_running,
         streams=context().streams.num_open,
@@ -86,6 +87,8 @@ def show() -> Any:
         num_accepted=num_accepted,
         waiting=len(engine._scheduler.waiting) + len(engine._inbox),
         marked=[_place(sequence) for sequence in tuple(engine._open) if is_marked(sequence)],
+        stages=[stage_of(sequence) for sequence in tuple(engine._open)],
+        struck=strikes.struck,
     )
 
 
@@ -104,7 +107,9 @@ engine.submit = _submit  # type: ignore[method-assign]
 
 def _place(sequence: Sequence) -> dict[str, Any]:
     return {
-        "state": sequence.state.name,
+        "stage": stage_of(sequence),
+        "in_queue": sequence in tuple(engine._scheduler.waiting),
+        "unread": sequence.sender.statistics().num_waiting,
         "prompt": len(sequence.prompt_ids),
         "computed": sequence.num_computed,
         "output": len(sequence.output_ids),
@@ -126,10 +131,9 @@ def count_objects() -> Any:
 
 @gate.post("/strike/<name>")
 def strike(name: str) -> Any:
-    assert runner.strikes is not None
     if name == "nothing":
-        runner.strikes.disarm()
-    runner.strikes.arm(name)
+        strikes.disarm()
+    strikes.arm(name)
     return jsonify(ok=True)
 
 

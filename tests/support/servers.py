@@ -133,10 +133,22 @@ def running_server(
 
 
 class RawStream:
-    """One HTTP exchange over a plain socket."""
+    """One HTTP exchange over a plain socket.
+
+    Attributes:
+        read_bytes: At most so many are read at once.
+        room_bytes: For what has come and was not read, in the client's kernel; None: what it likes.
+    """
+
+    read_bytes = 65536
+    room_bytes: int | None = None
 
     def __init__(self, server: Server, method: str, path: str, body: Any = None, **headers: str) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S)
+        self.socket = socket.socket()
+        self.socket.settimeout(ANSWER_S)
+        if self.room_bytes is not None:  # before it connects: the window is agreed on then
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.room_bytes)
+        self.socket.connect(("127.0.0.1", server.port))
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         headers.setdefault("Content_Length", str(len(data)))
         lines = [f"{method} {path} HTTP/1.1", "Host: test"]
@@ -163,7 +175,7 @@ class RawStream:
     def _receive(self) -> None:
         assert time.monotonic() < self._deadline, f"nothing but pings, perhaps; got {self._body[:2000]!r}"
         try:
-            data = self.socket.recv(65536)
+            data = self.socket.recv(self.read_bytes)
         except ConnectionResetError:
             data = b""
         self.is_eof = not data
