@@ -27,7 +27,7 @@ import requests
 
 from tests.support.processes import workers_of
 from tests.support.servers import ANSWER_S, WORKER_CLASSES, RawStream, Server, events_of, running_server
-from tests.support.strikes import MARK
+from tests.support.strikes import MARK, UNSPEAKABLE
 
 pytestmark = pytest.mark.slow
 
@@ -668,6 +668,93 @@ CASES = [
 @pytest.mark.parametrize(("stage", "fault", "client"), CASES)
 def test_every_stream_ends(server: Server, stage: str, fault: str, client: type[Client]) -> None:
     Case(server, stage, fault, client).run()
+
+
+# ---- before there is a stage
+
+ASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "execute": ("/execute", {}),
+    "chat": ("/v1/chat/completions", {"stream": True}),
+    "whole": ("/v1/chat/completions", {}),
+    "text": ("/v1/completions", {"stream": True}),
+    "job": ("/v1/jobs", {}),
+}
+
+
+def ask_for(kind: str, prompt: str) -> tuple[str, dict[str, Any]]:
+    path, more = ASKS[kind]
+    asked = {"max_tokens": NUM_TOKENS, "temperature": 1.0, "seed": MARK, **more}
+    is_chat = path == "/v1/chat/completions"
+    return path, asked | ({"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt})
+
+
+@pytest.mark.parametrize("kind", ["execute", "chat", "whole", "text"])
+def test_a_client_that_leaves_before_the_first_byte(server: Server, kind: str) -> None:
+    """It has sent its request and closed, before the server has accepted the connection perhaps."""
+    before = outcomes(server)
+    try:
+        with neighbour(server, 30) as beside:
+            server.wait_for(lambda: bool(server.stats()["at_gate"]), "a step is under way")
+            num_accepted = server.stats()["num_accepted"]
+            with RawStream(server, "POST", *ask_for(kind, "hello")):
+                pass
+            server.wait_for(lambda: bool(server.stats()["struck"]), "the leave was noticed")
+            assert server.stats()["struck"] == {"cancel by client": "queued"}
+            assert server.stats()["num_accepted"] == num_accepted + 1
+            server.allow(1)
+            server.wait_for(lambda: place(server) is None, "it was over within one step")
+            server.wait_for(lambda: outcomes(server) - before == Counter({"cancelled{client}": 1}), "its outcome")
+            server.allow("open")
+            assert_whole(beside, 30)
+    finally:
+        quiet(server)
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_a_prompt_that_cannot_be_tokenized_is_refused(server: Server, kind: str) -> None:
+    """With a status and words, before anything of a stream; and whoever asks at the same time does not notice."""
+    before = outcomes(server)
+    path, asked = ask_for(kind, f"an {UNSPEAKABLE} word")
+    key = {} if path.startswith("/v1/chat") or kind == "text" else {"Idempotency-Key": f"{kind} {server.port}"}
+    try:
+        with neighbour(server, 30) as beside:
+            step(server)
+            assert server.post("/strike/tokenizer").ok
+            stats = server.stats()
+            answer = requests.post(server.url + path, json=asked, headers=key, timeout=ANSWER_S)
+            assert answer.status_code == 500
+            assert answer.headers["Content-Type"] == "application/json"
+            error = answer.json()["error"]
+            assert error["code"] == "INTERNAL"
+            assert "its log has the details" in error["message"]
+            with neighbour(server, NUM_TOKENS) as behind:
+                after = server.stats()
+                assert after["num_accepted"] == stats["num_accepted"] + 1
+                assert after["open"] == stats["open"] + 1
+                assert after["streams"] == stats["streams"] + 1
+                server.allow("open")
+                assert_whole(beside, 30)
+                assert_whole(behind, NUM_TOKENS)
+            assert server.post("/strike/nothing").ok
+            again = requests.post(server.url + path, json=asked, headers=key, timeout=ANSWER_S)
+            assert again.ok, again.text
+            assert "Idempotent-Replayed" not in again.headers, "a request that was refused has used up its key"
+    finally:
+        quiet(server)
+    assert outcomes(server) - before == Counter({"end{MAX_TOKENS}": 3})
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_head_of_what_is_only_posted_asks_for_nothing(server: Server, kind: str) -> None:
+    num_accepted = server.stats()["num_accepted"]
+    with RawStream(server, "HEAD", ASKS[kind][0], Connection="close") as asked:
+        status, head = asked.head()
+        while not asked.is_eof:
+            asked._receive()
+        assert status == 405
+        assert "Allow:" in head
+        assert asked._received == b"", "HEAD has no body"
+    assert server.stats()["num_accepted"] == num_accepted
 
 
 # ---- the whole process

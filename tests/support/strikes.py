@@ -18,11 +18,13 @@ from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.errors import GenerationFailed
 from worker.events import Failure, Narration
-from worker.request import SamplingParams
+from worker.request import Message, SamplingParams
 from worker.streams.channel import SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
 MARK = 666
+# A prompt that holds this word cannot be tokenized, once that has been armed.
+UNSPEAKABLE = "unspeakable"
 # More than the kernels of both sides take from a server whose client does not read.
 CLOG = "." * 2**20
 
@@ -63,6 +65,8 @@ class Strikes:
         """Forget what was armed and what has struck."""
         self._of_a_step, self._is_nan, self._are_tokens_old = None, False, False
         self.struck = {}
+        for name in ("encode", "encode_chat"):
+            vars(self._engine.model.tokenizer).pop(name, None)
 
     def before_step(self, rows: list[Row]) -> None:
         """At the beginning of each forward pass."""
@@ -156,6 +160,27 @@ class Strikes:
         for sequence in self._marked():
             strike = self._noting("detokenizer", sequence)
             sequence.detokenizer = _BrokenDetokenizer(strike)
+
+    def _tokenizer(self) -> None:
+        """Of a request that is still to come."""
+        tokenizer = self._engine.model.tokenizer
+        encode, encode_chat = tokenizer.encode, tokenizer.encode_chat
+
+        def check(text: str) -> None:
+            if UNSPEAKABLE in text:
+                raise RuntimeError("injected")
+
+        def encode_or_raise(text: str) -> list[int]:
+            check(text)
+            return encode(text)
+
+        def encode_chat_or_raise(messages: list[Message]) -> list[int]:
+            for message in messages:
+                check(message.content)
+            return encode_chat(messages)
+
+        tokenizer.encode = encode_or_raise  # type: ignore[method-assign]
+        tokenizer.encode_chat = encode_chat_or_raise  # type: ignore[method-assign]
 
     def _encoder(self) -> None:
         """An event that no wire format knows."""
