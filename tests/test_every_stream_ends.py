@@ -850,8 +850,11 @@ def test_every_stream_ends_with_its_process(tmp_path: Path, name: str, worker_cl
         prefilling = ask(ReadsEverything, LONG_PROMPT)
         step(server)
         clients = [decoding, prefilling, *(ask(client, "hello") for client in FATED)]
-        num_accepted = server.stats()["num_accepted"]
+        stats = server.stats()
+        num_accepted = stats["num_accepted"]
         assert num_accepted == len(clients)
+        num_queued = len(FATED)  # who has left among them: no step has passed since
+        assert Counter(stats["stages"]) == {"decoding": 1, "prefilling": 1, "queued": num_queued}
         fate.strike(server)
         for client in clients:
             if fate.code:
