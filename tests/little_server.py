@@ -13,7 +13,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tests.scripted_server import ERROR, METRICS, STARTED, WAIT_S, Peer, numbered, sse, token
@@ -317,6 +317,16 @@ class LittleServer:
             peer.json({"error": {"message": f"{name}: {message}", "type": kind, "param": name, "code": "bad"}}, 400)
         else:
             peer.json({"errors": [{"field": name, "constraint": "bad", "message": message}]}, 400)
+
+
+class SplitsTokens(LittleServer):
+    """Keeps every promise in its own way: the text of a token comes in two chunks, and counts as one token."""
+
+    def chat_chunks(self, chunk_id: str, generated: Generated) -> list[bytes]:
+        pieces = [half for piece in generated.pieces for half in (piece[:2], piece[2:]) if half]
+        chunks = super().chat_chunks(chunk_id, replace(generated, pieces=pieces))
+        usage = super().chat_chunks(chunk_id, generated)[-2]
+        return [*chunks[:-2], usage, chunks[-1]]
 
 
 # --- The broken ones ---

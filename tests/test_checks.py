@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.little_server import FAULTS, Fault, LittleServer
+from tests.little_server import FAULTS, Fault, LittleServer, SplitsTokens
 from tests.scripted_server import ScriptedServer
 from worker import rules
 from worker.check import Options, run_check
@@ -66,6 +66,11 @@ def test_a_broken_server_fails_its_check_and_no_other(
     assert failed.keys() == {fault.check} | fault.also
     assert fault.reason in "; ".join(failed[fault.check])
     assert report["passed"] is False
+
+
+@pytest.mark.slow
+def test_a_token_in_two_chunks_breaks_no_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert of_verdict(report_of(capsys, SplitsTokens(), "openai"), "fail") == {}
 
 
 def test_every_check_has_a_broken_server() -> None:

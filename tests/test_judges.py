@@ -166,6 +166,12 @@ def test_text_beyond_max_tokens_is_found_without_a_usage() -> None:
     assert problem == "max_tokens is 5, and as much text came as without it"
 
 
+def test_a_token_may_come_in_several_pieces() -> None:
+    plain = said(*"abcdefghijklmnop", finish="length")
+    halves = said(*"abcdefghij", finish="length", usage={"completion_tokens": 5})
+    assert problems(judges.truthful_at_max_tokens, Pair(plain, halves)) == []
+
+
 def test_broken_characters_of_the_model_are_its_own() -> None:
     broken = said("\ufffd\u4e16")
     assert problems(judges.text_is_text, [Pair(broken, broken)]) == []
