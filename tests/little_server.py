@@ -732,6 +732,32 @@ class RepeatsOnResume(LittleServer):
         return frames[max(0, after) :]
 
 
+@breaks("native", "resume", "the id of the terminal event: it had not ended within 0.4 s", stopped_s=0.4)
+class SaysNothingToWhoHasItAll(LittleServer):
+    def read_job(self, peer: Peer, job: Job) -> None:
+        if int(peer.request.headers.get("last-event-id", -1)) >= len(job.generated.pieces) + 2:
+            self.native_head(peer)
+            while not self.is_over.wait(self.keep_alive_s):
+                self.keep_alive(peer)
+        else:
+            super().read_job(peer, job)
+
+
+@breaks("native", "resume", "is refused: it answered 400")
+class RefusesWhoHasItAll(LittleServer):
+    def read_job(self, peer: Peer, job: Job) -> None:
+        if int(peer.request.headers.get("last-event-id", -1)) >= len(job.generated.pieces) + 2:
+            self.refuse(peer, "last_event_id", "is out of range")
+        else:
+            super().read_job(peer, job)
+
+
+@breaks("native", "resume", "behind the terminal event, 1 events came")
+class RepeatsTheEnd(LittleServer):
+    def job_frames(self, frames: list[bytes], after: int, num_readers: int) -> list[bytes]:
+        return frames[after + 1 :] if after < len(frames) - 2 else frames[-2:]
+
+
 @breaks("native", "two-readers", "they differ from event 3 on")
 class SharesAJobBetweenReaders(LittleServer):
     def job_frames(self, frames: list[bytes], after: int, num_readers: int) -> list[bytes]:

@@ -30,7 +30,7 @@ class Limits:
             tell whether those who wait get one.
         freed_s: Within this, and three times what it takes on an idle server, a request has to be answered after
             the crowd has left. A step, a network and a busy machine fit in; the crowd's remaining tokens do not.
-        stopped_s: Within this a cancelled stream has to end.
+        stopped_s: Within this a stream has to end that was cancelled, or has nothing left to say.
         burst_s: A stream that is over in less is too quick for its arrival times to mean anything.
         long_tokens: How much each stream of the crowd asks for.
     """

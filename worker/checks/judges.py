@@ -414,6 +414,19 @@ def exactly_once(evidence: Resumed, limits: Limits) -> Problems:
         yield f"behind event {before[-1][0]}, {len(again)} events came again, the first with id {again[0][0]}"
     if not missing and not again and behind != due[len(before) :]:
         yield f"behind event {before[-1][0]}, the events are not those of the stream read from its start"
+    if evidence.over is not None:
+        yield from _is_over(evidence.over)
+
+
+def _is_over(transcript: Transcript) -> Problems:
+    """Whether who has the terminal event already is told that this was all: by an end, with or without [DONE]."""
+    recording = transcript.recording
+    if recording.status is None or (recording.status == 200 and recording.ending != "eof"):
+        yield f"a client that came back with the id of the terminal event: {recording.detail}"
+    elif recording.status >= 400:
+        yield f"a client that came back with the id of the terminal event is refused: {why_refused(recording)}"
+    elif transcript.events:
+        yield f"behind the terminal event, {len(transcript.events)} events came, the first {transcript.events[0]}"
 
 
 def the_same_for_both(evidence: Sequence[Transcript], limits: Limits) -> Problems:

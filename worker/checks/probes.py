@@ -378,15 +378,23 @@ def cancelled(scene: Scene) -> Cancelled:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A job's stream that was left in its middle, what came behind that place, and all of it from the start."""
+    """A job's stream that was left in its middle, what came behind that place, and all of it from the start.
+
+    Attributes:
+        over: What came behind its terminal event; None when there was none with an id.
+    """
 
     before: Transcript
     behind: Transcript
     all: Transcript
+    over: Transcript | None = None
 
 
 def resumed(scene: Scene) -> Resumed:
-    """Leave a job's stream at its fifth event and come back."""
+    """Leave a job's stream at its fifth event and come back; come back behind its end, too.
+
+    The last is the client whose connection broke between the terminal event and [DONE].
+    """
     job_id = scene.submit(scene.prompt, scene.max_tokens)
     seen: list[ServerSentEvent] = []
 
@@ -399,7 +407,13 @@ def resumed(scene: Scene) -> Resumed:
     if last_id is None:
         raise CannotTell("the job's events have no id to come back with")
     behind = Transcript(scene.asker.ask(scene.native.events(job_id, last_id)))
-    return Resumed(before, behind, Transcript(scene.asker.ask(scene.native.events(job_id))))
+    whole = Transcript(scene.asker.ask(scene.native.events(job_id)))
+    terminal_id = next((frame.sse.id for frame in whole.of_type("end", "error")), None)
+    if terminal_id is None:
+        return Resumed(before, behind, whole)
+    asked = scene.native.events(job_id, terminal_id)
+    over = Transcript(scene.asker.ask(asked, limit_s=scene.asker.limits.stopped_s))
+    return Resumed(before, behind, whole, over)
 
 
 def two_readers(scene: Scene) -> list[Transcript]:
