@@ -350,6 +350,8 @@ class Fault:
 
 
 FAULTS: list[Fault] = []
+# Those who wait for a slot wait for longer than it takes to tell.
+WAITS: dict[str, Any] = {"HELD_BACK_S": 0.25, "watch_s": 0.7, "long_tokens": 600}
 
 
 def breaks(
@@ -688,6 +690,41 @@ class MixesStreams(LittleServer):
 class FallsOverHead(LittleServer):
     def head(self, peer: Peer) -> None:
         peer.json({}, 500)
+
+
+@breaks("native openai", "queued-prompt", "2 of them got no event within 0.25 s", **WAITS)
+class AnswersWithTheFirstToken(LittleServer):
+    """No event before there is a slot; the headers alone are no answer."""
+
+    def emit(self, peer: Peer, frames: list[bytes]) -> None:
+        with self.slot(peer):
+            peer.chunk(frames[0])
+            self.send(peer, frames[1:])
+        self.finish(peer)
+
+
+@breaks("native openai", "queued-prompt", "2 of them got no event within 0.25 s", **WAITS)
+class SendsItsHeadWithTheFirstToken(LittleServer):
+    """Not even the headers."""
+
+    def native_head(self, peer: Peer) -> None:
+        pass
+
+    chat_head = native_head
+
+    def keep_alive(self, peer: Peer) -> None:
+        pass
+
+    def emit(self, peer: Peer, frames: list[bytes]) -> None:
+        with self.slot(peer):
+            super().native_head(peer)
+            peer.chunk(frames[0])
+            self.send(peer, frames[1:])
+        self.finish(peer)
+
+    def read_job(self, peer: Peer, job: Job) -> None:
+        super().native_head(peer)
+        super().read_job(peer, job)
 
 
 @breaks(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.little_server import FAULTS, Fault, LittleServer, SplitsTokens
+from tests.little_server import FAULTS, WAITS, Fault, LittleServer, SplitsTokens
 from tests.scripted_server import ScriptedServer
 from worker import rules
 from worker.check import Options, run_check
@@ -45,7 +45,8 @@ def test_a_correct_server_passes_every_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     monkeypatch.setattr(rules, "SILENCE_LIMIT_S", 0.4)
-    report = report_of(capsys, LittleServer(), api, watch_s=0.7)
+    monkeypatch.setattr(rules, "HELD_BACK_S", WAITS["HELD_BACK_S"])
+    report = report_of(capsys, LittleServer(), api, watch_s=WAITS["watch_s"], long_tokens=WAITS["long_tokens"])
     assert of_verdict(report, "fail") == {}
     assert of_verdict(report, "skipped") == {}
     assert report["passed"] is True

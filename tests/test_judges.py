@@ -304,6 +304,34 @@ def test_capacity_is_judged_by_streams_that_were_left() -> None:
     )
 
 
+def event_at(at_s: float | None, *, until_s: float = 2.0) -> Recording:
+    """A stream that waits for its first token, with its first event at this time."""
+    reads = [] if at_s is None else [(at_s, HELLO[0])]
+    return Recording(200, {}, [(0.01, b": ping\n"), *reads], "stopped", until_s)
+
+
+UNANSWERED = Recording(None, {}, [], "stopped", 2.0, "it had not ended within 2 s")
+
+
+def test_who_waits_has_to_be_answered_at_once() -> None:
+    assert problems(judges.prompt_while_waiting, crowd(event_at(0.1), event_at(0.2))) == []
+    for late in (event_at(1.5), event_at(None), UNANSWERED):
+        (problem,) = problems(judges.prompt_while_waiting, crowd(event_at(0.1), late, late))
+        assert problem.startswith(
+            "3 streams waited for their first token, up to 2.0 s; 2 of them got no event within 0.55 s"
+        )
+
+
+def test_one_late_connection_of_many_is_no_held_back_event() -> None:
+    assert problems(judges.prompt_while_waiting, crowd(event_at(0.1), event_at(0.2), event_at(1.5))) == []
+
+
+def test_where_nobody_waits_nobody_can_tell_who_is_answered_at_once() -> None:
+    refused = Recording(None, {}, [], "cut", 0.01, "connection refused")
+    at_once = crowd(event_at(0.1, until_s=1.0), refused)
+    assert "no stream waited longer than 1.1 s" in why_not(judges.prompt_while_waiting, at_once)
+
+
 def test_who_waits_long_has_to_hear_of_it() -> None:
     assert problems(judges.alive_while_waiting, crowd(waiting(0.1, 10.0, 20.0, until_s=21.0))) == []
     (problem,) = problems(judges.alive_while_waiting, crowd(waiting(0.1, until_s=14.0)))

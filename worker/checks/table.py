@@ -121,6 +121,9 @@ def _common_checks(api: str, route: str, other_way: str) -> Iterator[Check]:
         lambda company: {"num_streams": len(company), "num_different": judges.num_different(company)},
     )
     yield check("head", "HEAD is harmless", probes.heads, judges.head_is_harmless)
+    yield check(
+        "queued-prompt", "who waits in the queue is answered at once", probes.crowd, judges.prompt_while_waiting
+    )
     yield check("queued-alive", "who waits in the queue hears of it", probes.crowd, judges.alive_while_waiting)
     yield check("freed", "leaving frees the capacity", probes.crowd, judges.capacity_freed, _crowd_measures)
     # Last: a server that takes such a prompt has work for a while.
