@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 from urllib.parse import urlencode
 
 from tests.soak.asks import Ask, new_ask, request
@@ -18,10 +19,11 @@ from tests.soak.exchange import Ending, Exchange
 from tests.soak.garbage import send_garbage
 from tests.soak.judge import Kind, frames_of
 from tests.soak.ledger import Ledger
-from tests.soak.server import JOB_TTL_S
+from tests.soak.server import JOB_TTL_S, ORPHAN_TTL_S
 
 ROUTES = ("/execute", "/execute", "/v1/chat/completions", "/v1/completions")
 LONG = 1000  # tokens: they fill the buffers of a client that does not read, and take longer than it may stop
+HOUSEKEEPING_S = 1.0  # app.py looks for orphans that often
 
 
 @dataclass
@@ -69,6 +71,14 @@ _MANNERS = {
     Manner.HALF_CLOSES: 4,
 }
 _SLOW = (Manner.SLOW, Manner.PAUSES, Manner.STALLS)
+# Who goes on for nobody has to be seen to: a short answer would be over by then anyway.
+_LONG_SHARE = {
+    Manner.STALLS: 0.7,
+    Manner.PAUSES: 0.7,
+    Manner.LEAVES_EARLY: 0.5,
+    Manner.LEAVES: 0.5,
+    Manner.HALF_CLOSES: 0.5,
+}
 
 
 def draw_manner(rng: random.Random) -> Manner:
@@ -113,7 +123,7 @@ async def stream(world: World, rng: random.Random, number: int) -> None:
     """Ask and stream in one call, on any of the routes that can."""
     manner = draw_manner(rng)
     is_slow = manner in _SLOW
-    max_tokens = LONG if manner in (Manner.STALLS, Manner.PAUSES) and rng.random() < 0.7 else None
+    max_tokens = LONG if rng.random() < _LONG_SHARE.get(manner, 0) else None
     ask = new_ask(rng, rng.choice(ROUTES), number, max_tokens=max_tokens)
     exchange = Exchange(world.port, has_small_buffer=is_slow)
     await exchange.send(ask.request(**({"Connection": "close"} if rng.random() < 0.5 else {})))
@@ -122,7 +132,15 @@ async def stream(world: World, rng: random.Random, number: int) -> None:
     await _note(world, ask, exchange, rng, is_slow=is_slow)
 
 
-async def _note(world: World, ask: Ask, exchange: Exchange, rng: random.Random, *, is_slow: bool = False) -> None:
+async def _note(
+    world: World,
+    ask: Ask,
+    exchange: Exchange,
+    rng: random.Random,
+    *,
+    is_slow: bool = False,
+    asked_at: float | None = None,
+) -> None:
     """Have an answer judged, whatever it is."""
     ledger = world.ledger
     if ledger.note_no_answer(exchange):
@@ -132,9 +150,9 @@ async def _note(world: World, ask: Ask, exchange: Exchange, rng: random.Random, 
     elif ledger.note_fault(exchange) or (exchange.status != 200 and exchange.ending is Ending.LEFT):
         pass  # an error that nobody has read
     elif exchange.is_event_stream and ask.is_stream:
-        ledger.note_stream(ask, [exchange], is_slow=is_slow)
+        ledger.note_stream(ask, [exchange], is_slow=is_slow, is_plain=True, asked_at=asked_at)
     elif not ask.is_stream:
-        ledger.note_whole(ask, exchange)
+        ledger.note_whole(ask, exchange, asked_at=asked_at)
     else:
         ledger.add(Kind.ANSWER, f"{ask.path} {ask.fields}: {exchange.status} {bytes(exchange.body[:300])!r}")
 
@@ -149,6 +167,7 @@ async def reuse(world: World, rng: random.Random, number: int) -> None:
     first, second = (new_ask(rng, rng.choice(ROUTES), number * 2 + i) for i in (0, 1))
     is_pipelined = rng.random() < 0.5
     exchange = Exchange(world.port)
+    first_at = exchange.opened_at
     await exchange.send(first.request() + (second.request() if is_pipelined else b""))
     await exchange.read()
     is_complete = exchange.ending is Ending.COMPLETE
@@ -163,10 +182,10 @@ async def reuse(world: World, rng: random.Random, number: int) -> None:
     following.leave()
     # A server may close a connection behind an answer; then the client knows that nothing was done.
     if following.ending is not Ending.UNANSWERED:
-        await _note(world, second, following, rng)
+        await _note(world, second, following, rng, asked_at=first_at if is_pipelined else None)
 
 
-class _Job:
+class Job:
     """A job that was accepted."""
 
     def __init__(self, world: World, ask: Ask, job_id: str, since: float) -> None:
@@ -212,27 +231,27 @@ class _Job:
             return True
         return False
 
-    async def cancel(self) -> None:
-        """DELETE it."""
-        await self._fetch("DELETE")
+    async def cancel(self) -> dict[str, Any] | None:
+        """DELETE it. What it was by then; None: there is no answer, and no wonder."""
+        return await self._fetch("DELETE")
 
-    async def status(self) -> dict[str, object] | None:
+    async def status(self) -> dict[str, Any] | None:
         """GET it. None: there is no answer, and no wonder."""
         return await self._fetch("GET")
 
-    async def _fetch(self, method: str) -> dict[str, object] | None:
+    async def _fetch(self, method: str) -> dict[str, Any] | None:
         exchange = await self.world.fetch(request(method, self.path))
         ledger = self.world.ledger
         if exchange.status == 200 and exchange.ending is Ending.COMPLETE:
-            status: dict[str, object] = json.loads(exchange.body)
+            status: dict[str, Any] = json.loads(exchange.body)
             return status
         if not (self._is_gone(exchange) or ledger.note_no_answer(exchange) or ledger.note_refusal(exchange)):
             ledger.add(Kind.ANSWER, f"{method} {self.path}: {exchange.status} {bytes(exchange.body[:300])!r}")
         return None
 
 
-async def _create(world: World, rng: random.Random, number: int) -> _Job | None:
-    ask = new_ask(rng, rng.choice(("/v1/jobs", "/v1/inference")), number)
+async def create_job(world: World, rng: random.Random, ask: Ask) -> Job | None:
+    """Create a job. None: it was not taken, and no wonder."""
     exchange = await world.fetch(ask.request())
     ledger = world.ledger
     if ledger.note_no_answer(exchange) or ledger.note_fault(exchange):
@@ -243,15 +262,19 @@ async def _create(world: World, rng: random.Random, number: int) -> _Job | None:
     if exchange.status != 202 or exchange.ending is not Ending.COMPLETE:
         ledger.add(Kind.ANSWER, f"{ask.path} {ask.fields}: {exchange.status} {bytes(exchange.body[:300])!r}")
         return None
-    job = _Job(world, ask, json.loads(exchange.body)["job_id"], exchange.opened_at)
-    ledger.note_job(job.id, job.since)
+    job = Job(world, ask, json.loads(exchange.body)["job_id"], exchange.opened_at)
+    ledger.note_job(job.id, job.since, ask)
     ledger.counts["jobs"] += 1
     return job
 
 
+def _job_ask(rng: random.Random, number: int, max_tokens: int | None = None) -> Ask:
+    return new_ask(rng, rng.choice(("/v1/jobs", "/v1/inference")), number, max_tokens=max_tokens)
+
+
 async def job_read(world: World, rng: random.Random, number: int) -> None:
     """Create a job and read it, sooner or later."""
-    job = await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number))
     if job is None:
         return
     await asyncio.sleep(rng.choice((0, 0, 0.05, 0.5, 1.5)))  # an ended job is kept for longer
@@ -259,12 +282,12 @@ async def job_read(world: World, rng: random.Random, number: int) -> None:
     exchange = await job.read(rng, has_small_buffer=manner is Manner.SLOW)
     await behave(exchange, manner, rng)
     if job.is_readable(exchange):
-        world.ledger.note_stream(job.ask, [exchange], is_slow=manner is Manner.SLOW, job_id=job.id)
+        world.ledger.note_stream(job.ask, [exchange], is_slow=manner is Manner.SLOW, job_id=job.id, asked_at=job.since)
 
 
 async def job_resume(world: World, rng: random.Random, number: int) -> None:
     """Lose the connection at any byte, several times, and come back for the rest."""
-    job = await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number))
     if job is None:
         return
     readings: list[Exchange] = []
@@ -288,12 +311,12 @@ async def job_resume(world: World, rng: random.Random, number: int) -> None:
         await asyncio.sleep(rng.choice((0, 0, 0.01, 0.2)))
     if readings:
         world.ledger.counts["resumed streams"] += len(readings) > 1
-        world.ledger.note_stream(job.ask, readings, job_id=job.id)
+        world.ledger.note_stream(job.ask, readings, job_id=job.id, asked_at=job.since)
 
 
 async def job_two_readers(world: World, rng: random.Random, number: int) -> None:
     """Several read the same job at once: each gets everything, under the same numbers."""
-    job = await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number))
     if job is None:
         return
 
@@ -307,7 +330,9 @@ async def job_two_readers(world: World, rng: random.Random, number: int) -> None
     bodies = []
     for manner, exchange in readings:
         if job.is_readable(exchange):
-            world.ledger.note_stream(job.ask, [exchange], is_slow=manner is Manner.SLOW, job_id=job.id)
+            world.ledger.note_stream(
+                job.ask, [exchange], is_slow=manner is Manner.SLOW, job_id=job.id, asked_at=job.since
+            )
             bodies.append(bytes(exchange.body))
     shortest, *others = sorted(map(frames_of, bodies), key=len) or [[]]
     if any(other[: len(shortest)] != shortest for other in others):
@@ -316,14 +341,19 @@ async def job_two_readers(world: World, rng: random.Random, number: int) -> None
 
 async def job_delete(world: World, rng: random.Random, number: int) -> None:
     """Cancel at any moment: before anybody reads, in the middle, behind the end; sometimes twice."""
-    job = await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number, LONG if rng.random() < 0.5 else None))
     if job is None:
         return
+    told: list[dict[str, Any]] = []  # by each DELETE that was answered
 
     async def cancel() -> None:
         await asyncio.sleep(rng.choice((0, 0.001, 0.02, 0.1, 0.3, 1)))
         for _ in range(rng.choice((1, 1, 2))):
-            await job.cancel()
+            status = await job.cancel()
+            if status is not None:
+                told.append(status)
+                if len(told) == 1 and status["outcome"] is None:
+                    world.ledger.note_unwanted(job.id, time.monotonic())
 
     async def read() -> Exchange:
         await asyncio.sleep(rng.choice((0, 0, 0.05, 0.5)))
@@ -332,18 +362,31 @@ async def job_delete(world: World, rng: random.Random, number: int) -> None:
         return exchange
 
     _, exchange = await asyncio.gather(cancel(), read())
-    if job.is_readable(exchange):
-        world.ledger.note_stream(job.ask, [exchange], is_cancelled=True, job_id=job.id)
+    if not job.is_readable(exchange):
+        return
+    num_at_cancel = told[0]["usage"]["completion_tokens"] if told and told[0]["outcome"] is None else None
+    world.ledger.note_stream(
+        job.ask,
+        [exchange],
+        is_cancelled=True,
+        job_id=job.id,
+        asked_at=job.since,
+        num_at_cancel=num_at_cancel,
+    )
+    for status in told:
+        _compare_outcome(job, status["outcome"], exchange)
 
 
 async def job_orphan(world: World, rng: random.Random, number: int) -> None:
     """Create a job and never come back. It ends all the same, which its line in the log will say."""
-    await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number, LONG if rng.random() < 0.5 else None))
+    if job is not None:
+        world.ledger.note_unwanted(job.id, time.monotonic() + ORPHAN_TTL_S + HOUSEKEEPING_S)
 
 
 async def job_status(world: World, rng: random.Random, number: int) -> None:
     """Ask for the state until it has ended; then read: the terminal event is the one that was shown."""
-    job = await _create(world, rng, number)
+    job = await create_job(world, rng, _job_ask(rng, number))
     if job is None:
         return
     shown: object = None
@@ -361,10 +404,17 @@ async def job_status(world: World, rng: random.Random, number: int) -> None:
     if not job.is_readable(exchange):
         return
     # Nobody has read it so far: it may be cancelled as an orphan.
-    world.ledger.note_stream(job.ask, [exchange], is_cancelled=True, job_id=job.id)
+    world.ledger.note_stream(job.ask, [exchange], is_cancelled=True, job_id=job.id, asked_at=job.since)
+    _compare_outcome(job, shown, exchange)
+
+
+def _compare_outcome(job: Job, shown: object, exchange: Exchange) -> None:
+    """The outcome that a job's status shows is the event that its readers are told."""
+    if shown is None or exchange.ending is not Ending.COMPLETE:
+        return
     payloads = [frame.payload for frame in frames_of(bytes(exchange.body)) if frame.payload is not None]
-    if shown is not None and exchange.ending is Ending.COMPLETE and payloads[-1] != shown:
-        world.ledger.add(Kind.OUTCOME, f"job {job.id} showed {shown} and told {payloads[-1]}")
+    if payloads and payloads[-1] != shown:
+        job.world.ledger.add(Kind.OUTCOME, f"job {job.id} showed {shown} and told {payloads[-1]}")
 
 
 async def retry(world: World, rng: random.Random, number: int) -> None:
@@ -382,7 +432,7 @@ async def retry(world: World, rng: random.Random, number: int) -> None:
             await exchange.read()
         exchange.leave(with_reset=rng.random() < 0.5)
         if exchange.is_event_stream:
-            job_id = world.ledger.note_stream(ask, [exchange]).job_id
+            job_id = world.ledger.note_stream(ask, [exchange], asked_at=began_at).job_id
             told |= {job_id} if job_id else set()
         else:
             await _note(world, ask, exchange, rng)

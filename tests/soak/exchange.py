@@ -54,6 +54,7 @@ class Exchange:
         self.opened_at = self.last_byte_at = time.monotonic()
         self.first_byte_at: float | None = None
         self.closed_at: float | None = None
+        self.left_at: float | None = None  # when we said that we want no more, with the answer not over
         self.longest_silence_s = 0.0
 
     # ---- what a client does
@@ -107,6 +108,8 @@ class Exchange:
     def half_close(self) -> None:
         """Say that nothing more will be sent. The server takes it for a leave."""
         self.is_half_closed = True
+        if self.ending is Ending.OPEN:
+            self.left_at = time.monotonic()
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
@@ -265,3 +268,5 @@ class Exchange:
         if self.ending is Ending.OPEN:
             self.ending = ending
             self.closed_at = time.monotonic()
+            if ending is Ending.LEFT:
+                self.left_at = self.left_at or self.closed_at

@@ -56,6 +56,9 @@ class Faults:
         # Set by a control route, taken by the next step: what ends the whole process.
         self.is_fatal_due = False
         self.is_stuck_due = False
+        # Set by a control route for a while: no stream that gets a slot gets a token; every row is out of memory.
+        self.is_starving = False
+        self.is_breaking = False
 
     def hits(self, name: str) -> bool:
         """Whether this one goes wrong now."""

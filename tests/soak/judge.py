@@ -5,13 +5,20 @@ tests/soak/test_judge.py shows for each finding a stream that has it, and that t
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending
-from tests.soak.oracle import answer, spoken
+from tests.soak.oracle import answer, shown, spoken
+from tests.soak.server import (
+    FIRST_TOKEN_TIMEOUT_S,
+    QUEUE_TIMEOUT_S,
+    SLOW_CONSUMER_S,
+    TOKEN_TIMEOUT_S,
+    TOTAL_TIMEOUT_S,
+)
 
 Finding = tuple["Kind", str]
 
@@ -25,6 +32,8 @@ class Kind(StrEnum):
     TOKENS = "lost, repeated or wrong tokens"
     CUT = "cut bodies"
     LATE = "first events later than 3 s"
+    SILENCE = "silences of three keep-alives"
+    UNWANTED = "leaves and cancels that ended nothing"
     CONTRACT = "other breaches of the contract"
     ANSWER = "wrong HTTP answers"
     OUTCOME = "requests without exactly one outcome"
@@ -33,9 +42,12 @@ class Kind(StrEnum):
     PROCESS = "processes that did not end well"
 
 
-# Errors that the soak's faults and limits explain. INCOMPLETE is not among them: it is a bug wherever it comes from.
-FAILURES = {"INFERENCE_FAILED", "VRAM_OOM", "STALLED", "FIRST_TOKEN_TIMEOUT", "QUEUE_TIMEOUT", "TIMEOUT"}
+# Errors that the injected faults explain; how many there may be is compared at the end. Those of a limit need the time
+# that it takes (`_overdue`), and INCOMPLETE is never expected: it is a bug wherever it comes from.
+FAILURES = {"INFERENCE_FAILED", "VRAM_OOM"}
 FAREWELLS = {"ENGINE_DEAD", "SHUTTING_DOWN", "STALLED"}
+# Tokens between the answer to a DELETE and the end: that of the step which was under way.
+TOKENS_AFTER_CANCEL = 1
 _FINISH_REASONS = {"EOS": "stop", "STOP_SEQUENCE": "stop", "MAX_TOKENS": "length"}
 
 
@@ -49,6 +61,8 @@ class Circumstances:
         is_cancelled: Its client cancelled it, or left it for others to read.
         is_slow: Its client did not read for a while.
         is_half_closed: Its client closed its sending half: the server takes it for a leave, and cuts.
+        age_s: From before it was asked for until after its end: no limit of the server's has lasted longer.
+        num_at_cancel: How many tokens it had when a DELETE was answered, and it had not ended. None: there was none.
     """
 
     was_killed: bool = False
@@ -56,6 +70,8 @@ class Circumstances:
     is_cancelled: bool = False
     is_slow: bool = False
     is_half_closed: bool = False
+    age_s: float = 0.0
+    num_at_cancel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, how the stream ended as `end{MAX_TOKENS}` or `error{STALLED}`, and whose it was."""
+    """What was found, how the stream ended as `end{MAX_TOKENS}` or `error{STALLED}`, whose it was, and its text."""
 
     findings: list[Finding]
     outcome: str | None = None
     job_id: str | None = None
+    text: str = field(default="", compare=False)
 
 
 def frames_of(body: bytes) -> list[Frame]:
@@ -118,7 +135,7 @@ def judge(ask: Ask, bodies: Sequence[bytes], ending: Ending, around: Circumstanc
     findings = list(stream.findings())
     if ending is Ending.COMPLETE and bodies[-1] and not bodies[-1].endswith(b"\n\n"):
         findings.append((Kind.CONTRACT, f"an event without its end: {bodies[-1][-80:]!r}"))
-    return Verdict(findings, stream.outcome, stream.job_id)
+    return Verdict(findings, stream.outcome, stream.job_id, stream.text)
 
 
 class _Stream:
@@ -134,6 +151,8 @@ class _Stream:
         self._terminals = [i for i, frame in enumerate(frames) if frame.payload and is_terminal(frame.payload)]
         self.outcome = self._outcome(frames[self._terminals[0]].payload or {}) if self._terminals else None
         self.job_id = self._find_job_id()
+        self.text = ""
+        self._num_tokens: int | None = None  # as the usage of the terminal event has it
 
     def findings(self) -> Iterator[Finding]:
         yield from self._endings()
@@ -228,6 +247,10 @@ class _Stream:
             return
         terminal = self._frames[self._terminals[0]].payload or {}
         yield from self._usage(terminal.get("usage"), at_least=num_tokens)
+        if self._num_tokens is not None and self.outcome and not self.outcome.startswith("end"):
+            lost = lost_text(self._ask, text, self._num_tokens, self.outcome, self._around.was_replaced)
+            if lost:
+                yield Kind.TOKENS, lost
         num_metrics = sum(event.get("type") == "metrics" for event in self._events)
         if num_metrics != 1:
             yield Kind.CONTRACT, f"{num_metrics} metrics events"
@@ -251,6 +274,7 @@ class _Stream:
 
     def _text(self, text: str, num_tokens: int | None) -> Iterator[Finding]:
         """Args: num_tokens: How many the text is said to be of, where the format says so."""
+        self.text = text
         ask = self._ask
         due = ask.due()
         if self.outcome and self.outcome.startswith("end"):
@@ -270,26 +294,71 @@ class _Stream:
         prompt, completion, total = (usage[f"{name}_tokens"] for name in ("prompt", "completion", "total"))
         if prompt + completion != total or prompt < 1 or completion < at_least:
             yield Kind.CONTRACT, f"the usage is {usage}, and {at_least} tokens came"
+        self._num_tokens = completion
         if self.outcome and self.outcome.startswith("end") and completion != self._ask.due().num_tokens:
             yield Kind.TOKENS, f"the usage is {usage}, {self._ask.due()} was due"
 
     def _reason(self) -> Iterator[Finding]:
         """Whether this ending was to be expected."""
-        if self.outcome is not None:
-            yield from reason_findings(self._ask, self.outcome, self._around)
+        if self.outcome is None:
+            return
+        num_tokens = self._num_tokens
+        if num_tokens is None and self.text:  # OpenAI's errors carry no usage
+            num_tokens = 1
+        yield from reason_findings(self._ask, self.outcome, self._around, num_tokens)
 
 
-def reason_findings(ask: Ask, outcome: str, around: Circumstances) -> Iterator[Finding]:
-    """What is wrong with this outcome under these circumstances."""
-    allowed = {f"end{{{ask.due().stop_reason}}}"} | {f"error{{{code}}}" for code in FAILURES}
+def reason_findings(ask: Ask, outcome: str, around: Circumstances, num_tokens: int | None = None) -> Iterator[Finding]:
+    """What is wrong with this outcome under these circumstances.
+
+    Args:
+        ask: What was asked for.
+        outcome: How it ended.
+        around: What happened meanwhile.
+        num_tokens: How many were generated, or some of them; None if nobody says.
+    """
+    due = ask.due()
+    codes = FAILURES | _overdue(ask, around, num_tokens)
     if around.was_replaced:
-        allowed |= {f"error{{{code}}}" for code in FAREWELLS}
+        codes |= FAREWELLS
+    allowed = {f"error{{{code}}}" for code in codes}
+    most = None if around.num_at_cancel is None else around.num_at_cancel + TOKENS_AFTER_CANCEL
+    if most is None or due.num_tokens <= most:  # else a DELETE came before the end was on its way
+        allowed.add(f"end{{{due.stop_reason}}}")
     if around.is_cancelled or around.is_half_closed:
         allowed.add("cancelled")
-    if around.is_slow:
-        allowed.add("error{SLOW_CONSUMER}")
     if outcome not in allowed:
-        yield Kind.CONTRACT, f"it ended with {outcome}; to be expected were {sorted(allowed)}"
+        kind = Kind.CONTRACT if most is None else Kind.UNWANTED
+        yield kind, f"it ended with {outcome}; to be expected were {sorted(allowed)} ({around})"
+    elif most is not None and num_tokens is not None and num_tokens > most:
+        yield Kind.UNWANTED, f"DELETE was answered at {around.num_at_cancel} tokens, and {num_tokens} were generated"
+
+
+def _overdue(ask: Ask, around: Circumstances, num_tokens: int | None) -> set[str]:
+    """Codes of the limits that a stream of this age may have reached."""
+    limits_s = {"TIMEOUT": ask.fields.get("deadline_s", TOTAL_TIMEOUT_S)}
+    if num_tokens != 0:
+        limits_s["STALLED"] = TOKEN_TIMEOUT_S
+    if not num_tokens:
+        limits_s |= {"QUEUE_TIMEOUT": QUEUE_TIMEOUT_S, "FIRST_TOKEN_TIMEOUT": FIRST_TOKEN_TIMEOUT_S}
+    if around.is_slow:
+        limits_s["SLOW_CONSUMER"] = SLOW_CONSUMER_S
+    return {code for code, limit_s in limits_s.items() if around.age_s >= limit_s}
+
+
+def lost_text(ask: Ask, text: str, num_tokens: int, outcome: str, was_replaced: bool) -> str:
+    """How the text of a stream that broke off is not that of so many tokens; empty when it is.
+
+    Every token that was drawn has been sent, except those that are not decidable yet (`oracle.shown`): of a character
+    at most 3 (worker/engine/detokenizer.py, which is exact for bytes), and what may begin a stop string
+    (worker/engine/stop_strings.py). One more is counted and never sent where its own detokenizer raised, or where the
+    stream was ended from outside in the middle of a step.
+    """
+    nums_sent = {num_tokens}
+    if num_tokens and (outcome == "error{INFERENCE_FAILED}" or was_replaced):
+        nums_sent.add(num_tokens - 1)
+    due = {shown(ask.key, num_sent, ask.stops) for num_sent in nums_sent}
+    return "" if text in due else f"{outcome} after {num_tokens} tokens and the text {text!r}; due was one of {due}"
 
 
 def _is_native_terminal(payload: dict[str, Any]) -> bool:

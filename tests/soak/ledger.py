@@ -6,14 +6,23 @@ one, and it must say what the client was told.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending, Exchange
-from tests.soak.judge import Circumstances, Finding, Kind, Verdict, judge, judge_whole
+from tests.soak.judge import Circumstances, Finding, Kind, Verdict, judge, judge_whole, lost_text
+from tests.soak.server import (
+    FIRST_TOKEN_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    QUEUE_TIMEOUT_S,
+    SLOW_CONSUMER_S,
+    TOTAL_TIMEOUT_S,
+)
 
-_OUTCOME = re.compile(r"\brequest (\w+) .*?outcome=(\w+)\{(\w*)\}")
+_OUTCOME = re.compile(
+    r"\brequest (\w+) .*?outcome=(\w+)\{(\w*)\} prompt_tokens=\d+ tokens=(\d+) queue_ms=(\d+) .*?total_ms=(\d+)"
+)
 # A traceback: its head, its indented lines, and the error.
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(\S.*)$", re.MULTILINE)
 _MEANT = ("tests.soak.faults.Injected", "SystemExit: injected")
@@ -21,6 +30,13 @@ _DETAILS_SHOWN = 30
 JOB_LIFE_S = 15.0  # no job lasts longer: the total limit and a margin
 # The promise is 100 ms from acceptance. What is later than this is no busy machine: something else was waited for.
 LATE_S = 3.0
+# The same for keep-alives, and for what a leave or a DELETE takes. The promise is one step, a slow one 0.3 s.
+SILENCE_S = 3 * KEEP_ALIVE_S
+UNWANTED_S = 2.0
+# What ends a stream that nobody reads, if its client's leaving did not.
+_UNSEEN_LEAVES = {("error", "SLOW_CONSUMER")} | {("cancelled", by) for by in ("unclaimed", "orphan", "engine")}
+ROUNDING_S = 0.002  # of two of the log's milliseconds
+SHORTEST_DEADLINE_S = 2.5  # of those that asks.py draws
 KILL_S = 1.0  # from our decision to kill to the death
 # What a 503 says when it is no refusal but the end of an answer that was not to be streamed.
 _FAILURES_503 = ("VRAM_OOM", "ENGINE_DEAD", "SHUTTING_DOWN", "SLOW_CONSUMER")
@@ -47,6 +63,7 @@ class Ledger:
         self.replacements: list[Replacement] = []
         self.first_event_s: list[float] = []
         self.longest_silence_s = 0.0
+        self.longest_unwanted_s = 0.0
         self._jobs: dict[str, _Job] = {}
 
     # ---- what happened to the process
@@ -68,8 +85,10 @@ class Ledger:
         is_cancelled: bool = False,
         is_slow: bool = False,
         is_half_closed: bool = False,
+        asked_at: float | None = None,
+        num_at_cancel: int | None = None,
     ) -> Circumstances:
-        """What happened between two moments."""
+        """What happened between two moments. `asked_at`: of the request, if it was earlier."""
         met = [one for one in self.replacements if one.began_at <= until and since <= one.ended_at]
         return Circumstances(
             # A process that died has told every stream its end, and then exits: who reads slowly may miss it.
@@ -78,6 +97,8 @@ class Ledger:
             is_cancelled=is_cancelled,
             is_slow=is_slow,
             is_half_closed=is_half_closed,
+            age_s=until - (since if asked_at is None else asked_at),
+            num_at_cancel=num_at_cancel,
         )
 
     def was_replaced(self, since: float) -> bool:
@@ -141,9 +162,23 @@ class Ledger:
         *,
         is_cancelled: bool = False,
         is_slow: bool = False,
+        is_plain: bool = False,
         job_id: str | None = None,
+        asked_at: float | None = None,
+        num_at_cancel: int | None = None,
     ) -> Verdict:
-        """Judge a stream that was read in one exchange, or in several that were resumed."""
+        """Judge a stream that was read in one exchange, or in several that were resumed.
+
+        Args:
+            ask: What was asked for.
+            exchanges: The readings.
+            is_cancelled: Its client has sent DELETE, or may have left it alone for too long.
+            is_slow: Its client did not read for a while.
+            is_plain: Its client's leaving ends it.
+            job_id: If it was known before.
+            asked_at: When its client asked for it; when it began to read, if not given.
+            num_at_cancel: See `Circumstances`.
+        """
         last = exchanges[-1]
         around = self.circumstances(
             exchanges[0].opened_at,
@@ -151,6 +186,8 @@ class Ledger:
             is_cancelled=is_cancelled,
             is_slow=is_slow,
             is_half_closed=last.is_half_closed,
+            asked_at=asked_at,
+            num_at_cancel=num_at_cancel,
         )
         bodies = [bytes(exchange.body) for exchange in exchanges]
         verdict = judge(ask, bodies, last.ending, around)
@@ -159,12 +196,19 @@ class Ledger:
         self.counts["read to the end" if last.ending is Ending.COMPLETE else f"streams {last.ending.value}"] += 1
         for exchange in exchanges:
             self._note_times(exchange, is_slow)
-        self._note_verdict(ask, verdict, exchanges[0].opened_at, job_id, last.ending)
+        job = self._note_verdict(ask, verdict, asked_at or exchanges[0].opened_at, job_id, last.ending)
+        if job is not None:
+            if verdict.outcome is not None and not verdict.outcome.startswith("end"):
+                job.broken_text, job.was_replaced = verdict.text, around.was_replaced
+            if is_plain and last.left_at is not None:
+                job.unwanted_at, job.is_left = last.left_at, not is_slow
         return verdict
 
-    def note_whole(self, ask: Ask, exchange: Exchange) -> None:
+    def note_whole(self, ask: Ask, exchange: Exchange, *, asked_at: float | None = None) -> None:
         """Judge an answer that was not streamed."""
-        around = self.circumstances(exchange.opened_at, exchange.ended_at, is_half_closed=exchange.is_half_closed)
+        around = self.circumstances(
+            exchange.opened_at, exchange.ended_at, is_half_closed=exchange.is_half_closed, asked_at=asked_at
+        )
         self.counts["answers without a stream"] += 1
         if exchange.ending is not Ending.COMPLETE:
             self.counts[f"answers {exchange.ending.value}"] += 1
@@ -172,60 +216,96 @@ class Ledger:
                 self.add(Kind.CUT, f"an answer that is {exchange.ending.value}: {bytes(exchange.body[:200])!r}")
             return
         verdict = judge_whole(ask, exchange.status, bytes(exchange.body), around)
-        self._note_verdict(ask, verdict, exchange.opened_at, None, exchange.ending)
+        self._note_verdict(ask, verdict, asked_at or exchange.opened_at, None, exchange.ending)
 
-    def note_job(self, job_id: str, since: float) -> None:
+    def note_job(self, job_id: str, since: float, ask: Ask) -> None:
         """A job was accepted; nobody may ever read it."""
-        self._jobs.setdefault(job_id, _Job(since))
+        self._jobs.setdefault(job_id, _Job(since, ask))
+
+    def note_unwanted(self, job_id: str, at: float) -> None:
+        """From this moment on, a job that was noted has nobody who wants it, and the server knows."""
+        self._jobs[job_id].unwanted_at = at
 
     def _note_times(self, exchange: Exchange, is_slow: bool) -> None:
         if exchange.first_byte_at is None or is_slow:
             return
         self.longest_silence_s = max(self.longest_silence_s, exchange.longest_silence_s)
         if not self.was_replaced(exchange.opened_at):
+            if exchange.longest_silence_s > SILENCE_S:
+                tail = bytes(exchange.body[-80:])
+                self.add(Kind.SILENCE, f"not a byte for {exchange.longest_silence_s:.1f} s; it ends with {tail!r}")
             waited_s = exchange.first_byte_at - exchange.opened_at
             self.first_event_s.append(waited_s)
             if waited_s > LATE_S:
                 self.add(Kind.LATE, f"the first event came after {waited_s:.1f} s")
 
-    def _note_verdict(self, ask: Ask, verdict: Verdict, since: float, job_id: str | None, ending: Ending) -> None:
+    def _note_verdict(
+        self, ask: Ask, verdict: Verdict, since: float, job_id: str | None, ending: Ending
+    ) -> "_Job | None":
         job_id = verdict.job_id or job_id
         for kind, detail in verdict.findings:
             self.add(kind, f"{ask.path} {job_id}: {detail}")
         if verdict.outcome is not None:
             self.outcomes[verdict.outcome] += 1
-        if job_id is not None:
-            job = self._jobs.setdefault(job_id, _Job(since))
-            if verdict.outcome is not None and job.outcome not in (None, verdict.outcome):
-                self.add(Kind.OUTCOME, f"job {job_id} told one reader {job.outcome} and another {verdict.outcome}")
-            job.outcome = verdict.outcome or job.outcome
+        if job_id is None:
+            return None
+        job = self._jobs.setdefault(job_id, _Job(since, ask))
+        if verdict.outcome is not None and job.outcome not in (None, verdict.outcome):
+            self.add(Kind.OUTCOME, f"job {job_id} told one reader {job.outcome} and another {verdict.outcome}")
+        job.outcome = verdict.outcome or job.outcome
+        return job
 
     # ---- what the server says
 
     def compare_with_log(self, log: str) -> None:
         """Each job that a client knows of has exactly one line, and it says what the client was told.
 
-        And no error was logged but those that were meant.
+        No limit was reached before its time, nobody was left at work for a client that had gone, and no error was
+        logged but those that were meant.
         """
         strangers = Counter(error for error in _TRACEBACK.findall(log) if not error.startswith(_MEANT))
         for error, number in strangers.items():
             self.add(Kind.UNEXPLAINED, f"{number} x in the log: {error}")
-        written: dict[str, list[tuple[str, str]]] = {}
-        for job_id, outcome, detail in _OUTCOME.findall(log):
-            written.setdefault(job_id, []).append((outcome, detail))
+        written: dict[str, list[_Line]] = {}
+        for job_id, outcome, detail, *numbers in _OUTCOME.findall(log):
+            num_tokens, queue_ms, total_ms = map(int, numbers)
+            line = _Line(outcome, detail, num_tokens, queue_ms / 1000, total_ms / 1000)
+            written.setdefault(job_id, []).append(line)
         self.counts["outcome lines"] = sum(map(len, written.values()))
         for job_id, lines in written.items():
             if len(lines) > 1:
                 self.add(Kind.OUTCOME, f"job {job_id} has {len(lines)} outcome lines: {lines}")
+            known = self._jobs.get(job_id)
+            if lines[0].is_too_soon(known.ask if known is not None else None):
+                self.add(Kind.UNEXPLAINED, f"job {job_id} reached a limit before its time: {lines[0]}")
         for job_id, job in self._jobs.items():
-            line = written.get(job_id, [None])[0]
-            if line is None:
-                if not self._may_have_no_line(job):
-                    self.add(Kind.OUTCOME, f"job {job_id} has no outcome line; its client was told {job.outcome}")
-                continue
-            said = "cancelled" if line[0] == "cancelled" else f"{line[0]}{{{line[1]}}}"
-            if job.outcome is not None and said != job.outcome:
-                self.add(Kind.OUTCOME, f"job {job_id} ended with {said}; its client was told {job.outcome}")
+            if job_id in written:
+                for kind, detail in self._job_findings(job, written[job_id][0]):
+                    self.add(kind, f"job {job_id} {detail}")
+            elif not self._may_have_no_line(job):
+                self.add(Kind.OUTCOME, f"job {job_id} has no outcome line; its client was told {job.outcome}")
+
+    def _job_findings(self, job: "_Job", line: "_Line") -> Iterator[Finding]:
+        """What a job's line says that cannot be, after what its client has seen and done."""
+        if job.outcome is not None and line.said != job.outcome:
+            yield Kind.OUTCOME, f"ended with {line.said}; its client was told {job.outcome}"
+        elif line.outcome == "end" and line.num_tokens != job.ask.due().num_tokens:
+            yield Kind.OUTCOME, f"ended with {line}; {job.ask.due()} was due"
+        elif job.broken_text is not None:  # OpenAI's errors carry no usage: the line has it
+            lost = lost_text(job.ask, job.broken_text, line.num_tokens, line.said, job.was_replaced)
+            if lost:
+                yield Kind.TOKENS, f"lost what was waiting: {lost}"
+        if job.unwanted_at is None:
+            return
+        # It was submitted after its client asked for it, so that it went on for at least this long.
+        went_on_s = job.since + line.total_s - job.unwanted_at
+        if self.circumstances(job.since, job.unwanted_at + max(UNWANTED_S, went_on_s)).was_replaced:
+            return
+        self.longest_unwanted_s = max(self.longest_unwanted_s, went_on_s)
+        if went_on_s > UNWANTED_S:
+            yield Kind.UNWANTED, f"went on for {went_on_s:.1f} s when nobody wanted it any more: {line}"
+        elif job.is_left and (line.outcome, line.detail) in _UNSEEN_LEAVES:
+            yield Kind.UNWANTED, f"was left by its client, who was not missed: {line}"
 
     def _may_have_no_line(self, job: "_Job") -> bool:
         """Whether a SIGKILL came before the line could be written: the only thing that nobody can write about."""
@@ -240,7 +320,53 @@ class Ledger:
         return [*lines, f"and {left} more"] if left > 0 else lines
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What the log says of one request."""
+
+    outcome: str
+    detail: str
+    num_tokens: int
+    queue_s: float
+    total_s: float
+
+    @property
+    def said(self) -> str:
+        """As a client is told it."""
+        return "cancelled" if self.outcome == "cancelled" else f"{self.outcome}{{{self.detail}}}"
+
+    def is_too_soon(self, ask: Ask | None) -> bool:
+        """Whether it names a limit that was not reached. Also for those that nobody has read to their end."""
+        deadline_s = SHORTEST_DEADLINE_S if ask is None else ask.fields.get("deadline_s", TOTAL_TIMEOUT_S)
+        match self.detail:
+            case "TIMEOUT":
+                return bool(self.total_s < deadline_s)
+            case "QUEUE_TIMEOUT":
+                return self.num_tokens > 0 or self.queue_s < QUEUE_TIMEOUT_S
+            case "FIRST_TOKEN_TIMEOUT":
+                return self.num_tokens > 0 or self.total_s - self.queue_s < FIRST_TOKEN_TIMEOUT_S - ROUNDING_S
+            case "SLOW_CONSUMER":
+                return self.total_s < SLOW_CONSUMER_S
+        return False
+
+
 @dataclass
 class _Job:
-    since: float  # when its client asked for it, monotonic
+    """What clients know of a job.
+
+    Attributes:
+        since: When its client asked for it, monotonic.
+        outcome: What its readers were told.
+        broken_text: All of its text, where it ended with something else than an end.
+        was_replaced: Whether the process was told to end, or died, while it was read.
+        unwanted_at: When it had nobody any more who wanted it, and the server could know.
+        is_left: Whether that was by the leaving of a client that had read all so far.
+    """
+
+    since: float
+    ask: Ask
     outcome: str | None = None
+    broken_text: str | None = None
+    was_replaced: bool = False
+    unwanted_at: float | None = None
+    is_left: bool = False

@@ -49,6 +49,18 @@ def spoken(key: int, num_tokens: int) -> str:
     return decoder.decode(bytes(byte_of(key, n) for n in range(num_tokens)))
 
 
+def shown(key: int, num_tokens: int, stops: tuple[str, ...] = ()) -> str:
+    """The text that a client has after this many tokens, when the answer is not over.
+
+    All but what is not decidable: of the last character less than 4 bytes, which are as many tokens here; and of the
+    text before it the longest end that begins a stop string, less than the whole one.
+    """
+    text = spoken(key, num_tokens)
+    beginnings = {stop[:length] for stop in stops for length in range(1, len(stop))}
+    held = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
+    return text[: len(text) - held]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The whole answer to a request that nothing happens to.

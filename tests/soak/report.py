@@ -45,6 +45,7 @@ def show(results: list[Result], console: Console) -> None:
             "exit code": [result.exit_code for result in results],
             "first event ms, p50 / p99 / max": [_quantiles_ms(ledger.first_event_s) for ledger in ledgers],
             "longest silence s": [f"{ledger.longest_silence_s:.1f}" for ledger in ledgers],
+            "longest work for nobody s": [f"{ledger.longest_unwanted_s:.1f}" for ledger in ledgers],
         },
     )
     section(
@@ -86,6 +87,7 @@ def as_json(results: list[Result]) -> dict[str, Any]:
                 "first": result.first,
                 "last": result.last,
                 "longest_silence_s": round(result.ledger.longest_silence_s, 2),
+                "longest_unwanted_s": round(result.ledger.longest_unwanted_s, 2),
             }
             for result in results
         },

@@ -3,7 +3,8 @@
 1. Storm: load, and blows that end the worker; another takes its place.
 2. The last worker is warmed up under load, comes to rest, and is counted: the baseline.
 3. Load, with faults inside the engine only.
-4. It comes to rest again: nothing may be left, every slot must be usable, every accepted request have one outcome.
+4. Streams that get no token, streams that fail with text that nobody has read yet, as many as there are slots. Then it
+   comes to rest again: nothing may be left, every accepted request have one outcome.
 5. SIGTERM with live streams: each is told its end, and the server exits with 0.
 """
 
@@ -13,16 +14,16 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.soak.asks import Ask, new_ask, request
-from tests.soak.clients import LONG, World, visit
+from tests.soak.clients import LONG, Job, World, create_job, visit
 from tests.soak.exchange import ANSWER_LIMIT_S, TOTAL_LIMIT_S, Ending, Exchange
 from tests.soak.faults import FAILED_BY
-from tests.soak.judge import Kind
+from tests.soak.judge import Kind, Verdict
 from tests.soak.ledger import Ledger, Replacement
 from tests.soak.server import JOB_TTL_S, NUM_SLOTS, SoakServer, soak_server
 from tests.soak.storm import Blow, blows, counters, is_ready, strike
@@ -39,6 +40,8 @@ MIN_PHASE_S = 2.0
 # An allocator keeps what it was given in a rush. More than this is no longer that.
 MEMORY_SLACK_BYTES = 32 * 1024 * 1024
 NUM_LAST_STREAMS = 8
+NUM_BROKEN, NUM_TOKENS_WAITING = 4, 20
+STARVED = ("/execute", "/v1/chat/completions", "/v1/completions")
 
 
 @dataclass
@@ -110,6 +113,8 @@ async def soak(worker_class: str, seed: str, seconds: float, folder: Path, num_b
             await _storm(world, server, numbers, seconds, blows(seed, num_blows_before))
             result.first = await _rest(world, None)
             await _steady(world, numbers, seconds * (1 - STORM_SHARE - WARM_SHARE))
+            await _starve_some(world)
+            await _break_some(world)
             await _fill_every_slot(world)
             result.last = await _rest(world, result.first)
             result.arbiter_last = server.arbiter()
@@ -231,9 +236,66 @@ def _explain(result: Result) -> None:
         ledger.add(Kind.UNEXPLAINED, f"{late} streams got no token in time; {faults.get('lost_row', 0)} were lost")
 
 
+async def _starve_some(world: World) -> None:
+    """Streams whose tokens never come: they are kept alive until their limit, and then told it.
+
+    The ledger judges the silence. Without these a run may have nobody who waits for long enough to miss a keep-alive.
+    """
+    await world.fetch(request("POST", "/soak/calm"))
+    await world.fetch(request("POST", "/soak/starve"))
+    asks = [new_ask(random.Random(path), path, number) for number, path in enumerate(STARVED)]
+    streams = [_WatchedStream(world, _as_patient_stream(ask)) for ask in asks]
+    for stream in streams:
+        verdict = await stream.task
+        if verdict is None or verdict.outcome != "error{FIRST_TOKEN_TIMEOUT}":
+            world.ledger.add(Kind.UNEXPLAINED, f"a stream whose tokens never came ended with {verdict}")
+    await world.fetch(request("POST", "/soak/calm"))
+
+
+def _as_patient_stream(ask: Ask) -> Ask:
+    """The same without a limit of its own."""
+    fields = {name: value for name, value in ask.fields.items() if name != "deadline_s"}
+    return replace(ask, fields=fields if ask.is_native else fields | {"stream": True})
+
+
+async def _break_some(world: World) -> None:
+    """Jobs that fail while their text waits for a reader: the text comes all the same, and then the error.
+
+    The judge looks at the text. Without these few streams have any waiting when they fail: readers are quick.
+    """
+    rng = random.Random("break")
+    asks = itertools.islice(_long_asks("/v1/jobs"), NUM_BROKEN)
+    jobs = [job for ask in asks if (job := await create_job(world, rng, ask)) is not None]
+    if len(jobs) < NUM_BROKEN:
+        world.ledger.add(Kind.ANSWER, f"a calm server took {len(jobs)} of {NUM_BROKEN} jobs")
+    for job in jobs:
+        await _until(job, lambda status: status["usage"]["completion_tokens"] >= NUM_TOKENS_WAITING)
+    await world.fetch(request("POST", "/soak/break"))
+    for job in jobs:
+        await _until(job, lambda status: status["outcome"] is not None)
+        exchange = await job.read(rng)
+        await exchange.read()
+        exchange.leave()
+        verdict = None
+        if job.is_readable(exchange):
+            verdict = world.ledger.note_stream(job.ask, [exchange], job_id=job.id, asked_at=job.since)
+        if verdict is None or verdict.outcome != "error{VRAM_OOM}":
+            world.ledger.add(Kind.UNEXPLAINED, f"a job that was to fail ended with {verdict}")
+    await world.fetch(request("POST", "/soak/calm"))
+
+
+async def _until(job: Job, is_enough: Callable[[dict[str, Any]], bool]) -> None:
+    """Wait until a job's status says so, or it has ended; not for ever."""
+    deadline = time.monotonic() + REST_LIMIT_S
+    while time.monotonic() < deadline:
+        status = await job.status()
+        if status is None or status["outcome"] is not None or is_enough(status):
+            return
+        await asyncio.sleep(0.02)
+
+
 async def _fill_every_slot(world: World) -> None:
     """As many long streams as there are slots: each gets one, or one has leaked."""
-    await world.fetch(request("POST", "/soak/calm"))
     streams = _long_streams(world, NUM_SLOTS)
     most = 0
     while most < NUM_SLOTS and not all(stream.is_over for stream in streams):
@@ -261,7 +323,7 @@ async def _end_with_live_streams(world: World, server: SoakServer) -> None:
     await asyncio.gather(*(stream.task for stream in streams))
 
 
-class _LongStream:
+class _WatchedStream:
     """A stream that is read as it comes while something else is looked at."""
 
     def __init__(self, world: World, ask: Ask) -> None:
@@ -273,16 +335,20 @@ class _LongStream:
         """Whether nothing more comes."""
         return self.exchange.ending is not Ending.OPEN
 
-    async def _read(self, world: World, ask: Ask) -> None:
+    async def _read(self, world: World, ask: Ask) -> Verdict | None:
         await self.exchange.send(ask.request())
         await self.exchange.read()
         self.exchange.leave()
-        if not world.ledger.note_no_answer(self.exchange):
-            world.ledger.note_stream(ask, [self.exchange])
+        if world.ledger.note_no_answer(self.exchange):
+            return None
+        return world.ledger.note_stream(ask, [self.exchange], is_plain=True)
 
 
-def _long_streams(world: World, num_streams: int) -> list[_LongStream]:
+def _long_streams(world: World, num_streams: int) -> list[_WatchedStream]:
+    return [_WatchedStream(world, ask) for ask in itertools.islice(_long_asks("/execute"), num_streams)]
+
+
+def _long_asks(path: str) -> Iterator[Ask]:
     # A time limit, a stop string or the model's own end would make it short.
-    asks = (new_ask(random.Random(number), "/execute", number, max_tokens=LONG) for number in itertools.count())
-    long_ones = (ask for ask in asks if ask.due().num_tokens == LONG and "deadline_s" not in ask.fields)
-    return [_LongStream(world, ask) for ask in itertools.islice(long_ones, num_streams)]
+    asks = (new_ask(random.Random(number), path, number, max_tokens=LONG) for number in itertools.count())
+    return (ask for ask in asks if ask.due().num_tokens == LONG and "deadline_s" not in ask.fields)

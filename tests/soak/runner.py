@@ -81,6 +81,8 @@ class SoakRunner:
         if faults.hits("slow_step"):
             faults.count("slow_step")
             native_sleep(faults.between(*SLOW_STEP_S))
+        if faults.is_breaking:
+            self._raise("step_oom", _out_of_memory(), rows)
         for name, error in (("step_error", Injected("a step that raises")), ("step_oom", _out_of_memory())):
             if faults.hits(name):
                 self._raise(name, error, rows)
@@ -122,7 +124,7 @@ class SoakRunner:
     def _is_lost(self, sequence: Sequence) -> bool:
         """Whether the model has forgotten this one, for good. Decided once."""
         if sequence not in self._kept and sequence not in self._lost:
-            is_lost = self._faults.hits("lost_row")
+            is_lost = self._faults.is_starving or self._faults.hits("lost_row")
             (self._lost if is_lost else self._kept).add(sequence)
             self._faults.counts["lost_row"] += is_lost
         return sequence in self._lost

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending
 from tests.soak.judge import Circumstances, Kind, Verdict, frames_of, judge, judge_whole
-from tests.soak.oracle import answer, key_of, length_of, spoken
+from tests.soak.oracle import answer, key_of, length_of, shown, spoken
 
 NUM_TOKENS = 24
 CALM = Circumstances()
@@ -253,7 +254,10 @@ def test_an_end_that_gives_another_reason() -> None:
     [
         ("SHUTTING_DOWN", Circumstances(was_replaced=True)),
         ("ENGINE_DEAD", Circumstances(was_replaced=True)),
-        ("SLOW_CONSUMER", Circumstances(is_slow=True)),
+        ("STALLED", Circumstances(was_replaced=True)),
+        ("SLOW_CONSUMER", Circumstances(is_slow=True, age_s=1.5)),
+        ("STALLED", Circumstances(age_s=3)),
+        ("TIMEOUT", Circumstances(age_s=10)),
     ],
 )
 def test_some_errors_need_a_reason(code: str, around: Circumstances) -> None:
@@ -261,6 +265,102 @@ def test_some_errors_need_a_reason(code: str, around: Circumstances) -> None:
     payloads[-1] = {"type": "error", "code": code, "message": "m", "usage": USAGE}
     assert Kind.CONTRACT in kinds(judged(native_body(payloads)))
     assert judged(native_body(payloads), around=around).findings == []
+
+
+def broken(num_tokens: int, num_sent: int, code: str = "VRAM_OOM", stops: tuple[str, ...] = ()) -> bytes:
+    """A stream that broke off after so many tokens, when the text of so many had been sent."""
+    usage = {"prompt_tokens": 3, "completion_tokens": num_tokens, "total_tokens": 3 + num_tokens}
+    started, text = native_payloads()[0], shown(KEY, num_sent, stops)
+    tokens = [{"type": "token", "t": text, "i": 0, "n": num_sent}] if text else []
+    terminal: dict[str, Any] = {"type": "error", "code": code, "message": "m", "usage": usage}
+    if code == "CANCELLED":
+        terminal = END | {"stop_reason": code, "tokens_out": num_tokens, "usage": usage}
+    return native_body([started, *tokens, {"type": "metrics"}, terminal])
+
+
+@pytest.mark.parametrize("code", ["VRAM_OOM", "INFERENCE_FAILED", "CANCELLED"])
+def test_tokens_that_were_waiting_when_it_broke_off(code: str) -> None:
+    around = Circumstances(is_cancelled=True)
+    assert judged(broken(20, 20, code), around=around).findings == []
+    assert kinds(judged(broken(20, 16, code), around=around)) == {Kind.TOKENS}
+    assert kinds(judged(broken(20, 0, code), around=around)) == {Kind.TOKENS}
+
+
+def test_the_beginning_of_a_character_may_wait() -> None:
+    whole = next(n for n in range(4, 60) if spoken(KEY, n) == spoken(KEY, n + 2) != spoken(KEY, n + 3))
+    for n in range(3):
+        assert judged(broken(whole + n, whole)).findings == []
+    assert kinds(judged(broken(whole + 4, whole))) == {Kind.TOKENS}
+
+
+def test_the_beginning_of_a_stop_string_may_wait() -> None:
+    letters = next(n for n in range(4, 60, 4) if spoken(KEY, n + 4)[-4:].isascii())
+    stop = spoken(KEY, letters + 3)[-3:] + "ZZ"
+    ask = replace(NATIVE, stops=(stop,))
+    assert judged(broken(letters + 3, letters, stops=(stop,)), ask=ask).findings == []
+    assert kinds(judged(broken(letters + 3, letters))) == {Kind.TOKENS}
+    assert kinds(judged(broken(letters + 4, letters, stops=(stop,)), ask=ask)) == {Kind.TOKENS}
+
+
+def test_one_token_may_be_lost_with_its_detokenizer_or_its_process() -> None:
+    letters = next(n for n in range(4, 60, 4) if spoken(KEY, n + 4)[-4:].isascii())
+    replaced = Circumstances(was_replaced=True)
+    assert judged(broken(letters + 1, letters, "INFERENCE_FAILED")).findings == []
+    assert judged(broken(letters + 1, letters, "SHUTTING_DOWN"), around=replaced).findings == []
+    assert kinds(judged(broken(letters + 2, letters, "INFERENCE_FAILED"))) == {Kind.TOKENS}
+    assert kinds(judged(broken(letters + 1, letters, "VRAM_OOM"))) == {Kind.TOKENS}
+
+
+@pytest.mark.parametrize(
+    ("code", "limit_s", "num_tokens"),
+    [
+        ("QUEUE_TIMEOUT", 8, 0),
+        ("FIRST_TOKEN_TIMEOUT", 5, 0),
+        ("STALLED", 3, 4),
+        ("TIMEOUT", 10, 4),
+        ("TIMEOUT", 10, 0),
+        ("SLOW_CONSUMER", 1.5, 4),
+    ],
+)
+def test_a_limit_needs_its_time(code: str, limit_s: float, num_tokens: int) -> None:
+    body = broken(num_tokens, num_tokens, code)
+    assert judged(body, around=Circumstances(age_s=limit_s, is_slow=True)).findings == []
+    assert kinds(judged(body, around=Circumstances(age_s=limit_s - 0.1, is_slow=True))) == {Kind.CONTRACT}
+
+
+@pytest.mark.parametrize(("code", "num_tokens"), [("QUEUE_TIMEOUT", 4), ("FIRST_TOKEN_TIMEOUT", 4), ("STALLED", 0)])
+def test_a_limit_of_another_phase(code: str, num_tokens: int) -> None:
+    body = broken(num_tokens, num_tokens, code)
+    assert kinds(judged(body, around=Circumstances(age_s=60))) == {Kind.CONTRACT}
+
+
+def test_a_limit_that_was_asked_for() -> None:
+    ask = replace(NATIVE, fields=NATIVE.fields | {"deadline_s": 2.5})
+    assert judged(broken(4, 4, "TIMEOUT"), ask=ask, around=Circumstances(age_s=2.5)).findings == []
+    assert kinds(judged(broken(4, 4, "TIMEOUT"), ask=ask, around=Circumstances(age_s=2.4))) == {Kind.CONTRACT}
+
+
+def test_a_chat_that_has_text_did_not_wait_for_its_first_token() -> None:
+    def ending(num_chunks: int) -> bytes:
+        error = {"error": {"message": "m", "type": "server_error", "param": None, "code": "FIRST_TOKEN_TIMEOUT"}}
+        return chat_body(lambda chunks: [*chunks[:num_chunks], error])
+
+    assert judged(ending(1), ask=CHAT, around=Circumstances(age_s=5)).findings == []
+    assert kinds(judged(ending(3), ask=CHAT, around=Circumstances(age_s=5))) == {Kind.CONTRACT}
+
+
+def test_a_delete_that_was_answered_ends_the_work() -> None:
+    def around(num_at_cancel: int) -> Circumstances:
+        return Circumstances(is_cancelled=True, num_at_cancel=num_at_cancel)
+
+    whole = native_body(native_payloads())
+    for num_at_cancel in (0, NUM_TOKENS - 2):
+        assert kinds(judged(whole, around=around(num_at_cancel))) == {Kind.UNWANTED}
+    assert judged(whole, around=around(NUM_TOKENS - 1)).findings == []  # the last step was under way
+    assert judged(whole, around=Circumstances(is_cancelled=True)).findings == []  # nobody knows when
+    for code in ("CANCELLED", "VRAM_OOM"):
+        assert judged(broken(8, 8, code), around=around(7)).findings == []
+        assert kinds(judged(broken(8, 8, code), around=around(6))) == {Kind.UNWANTED}
 
 
 @pytest.mark.parametrize("code", ["INCOMPLETE", "INVALID_REQUEST", "WHATEVER"])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.soak.asks import new_ask
 from tests.soak.faults import CALM, Faults
-from tests.soak.oracle import answer, byte_of, key_of, length_of, spoken
+from tests.soak.oracle import answer, byte_of, key_of, length_of, shown, spoken
 from tests.soak.runner import SoakTokenizer
 from tests.support.random_models import byte_level_tokenizer
 from worker.engine.stop_strings import StopStrings
@@ -58,6 +58,17 @@ def test_stop_strings_as_the_product_sees_them(seed: int) -> None:
     if stops.matched is None:
         text += stops.flush()
     assert (text, stops.matched) == (due.text, due.stop_sequence)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_shown_of_an_answer_that_is_not_over(seed: int) -> None:
+    """Again two implementations that have nothing in common."""
+    ask = new_ask(random.Random(seed), "/execute", seed)
+    stops = StopStrings(ask.stops)
+    text = ""
+    for n in range(1, ask.due().num_tokens):
+        text += stops.push(spoken(ask.key, n)[len(spoken(ask.key, n - 1)) :])
+        assert text == shown(ask.key, n, ask.stops)
 
 
 def due_text(key: int, num_tokens: int, is_eos: bool, is_last: bool) -> str:

@@ -1,6 +1,8 @@
 """A short soak under each worker class, and that its accounts notice what is wrong."""
 
 import asyncio
+import json
+import random
 import socket
 import threading
 from collections.abc import Callable
@@ -11,16 +13,26 @@ import pytest
 
 from tests.scripted_server import Peer, ScriptedServer
 from tests.soak import exchange as exchange_module
-from tests.soak.asks import request
+from tests.soak.asks import Ask, new_ask, request
 from tests.soak.exchange import Ending, Exchange
 from tests.soak.judge import Kind
 from tests.soak.ledger import Ledger, Replacement
+from tests.soak.oracle import shown
 from tests.soak.report import is_well
 from tests.soak.run import soak
 from tests.support.servers import WORKER_CLASSES
 
 LOAD_S = 8.0
-LINE = "INFO endstop request {} outcome={} prompt_tokens=1 tokens=2\n"
+ASK = new_ask(random.Random(1), "/execute", 1)
+
+
+def line(outcome: str, num_tokens: int | None = None, queue_ms: int = 1, total_ms: int = 500) -> str:
+    """Of the product's log, for the job abc. With as many tokens as are due, if it is not said."""
+    num_tokens = ASK.due().num_tokens if num_tokens is None else num_tokens
+    return (
+        f"INFO endstop request abc outcome={outcome} prompt_tokens=1 tokens={num_tokens} queue_ms={queue_ms} ttft_ms=- "
+        f"longest_gap_ms=- total_ms={total_ms}\n"
+    )
 
 
 @pytest.mark.slow
@@ -117,14 +129,14 @@ def kinds(ledger: Ledger) -> list[Kind]:
 
 def test_a_job_without_a_line_in_the_log() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", since=100.0)
+    ledger.note_job("abc", 100.0, ASK)
     ledger.compare_with_log("")
     assert kinds(ledger) == [Kind.OUTCOME]
 
 
 def test_a_job_whose_process_was_killed_may_have_none() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", since=100.0)
+    ledger.note_job("abc", 100.0, ASK)
     ledger.begin_replacement(Replacement("kill", is_kill=True, is_death=True, began_at=101.0))
     ledger.compare_with_log("")
     assert kinds(ledger) == []
@@ -132,17 +144,184 @@ def test_a_job_whose_process_was_killed_may_have_none() -> None:
 
 def test_a_job_with_two_lines_in_the_log() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", since=100.0)
-    ledger.compare_with_log(LINE.format("abc", "end{EOS}") * 2)
+    ledger.note_job("abc", 100.0, ASK)
+    ledger.compare_with_log(line("end{EOS}") * 2)
     assert kinds(ledger) == [Kind.OUTCOME]
 
 
 def test_a_job_whose_client_was_told_something_else() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", since=100.0)
+    ledger.note_job("abc", 100.0, ASK)
     ledger._jobs["abc"].outcome = "end{EOS}"
-    ledger.compare_with_log(LINE.format("abc", "error{STALLED}"))
+    ledger.compare_with_log(line("error{STALLED}"))
     assert kinds(ledger) == [Kind.OUTCOME]
+
+
+def test_a_job_that_ended_short_of_its_answer() -> None:
+    ledger = Ledger()
+    ledger.note_job("abc", 100.0, ASK)
+    ledger.compare_with_log(line(f"end{{{ASK.due().stop_reason}}}", ASK.due().num_tokens - 1))
+    assert kinds(ledger) == [Kind.OUTCOME]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "too_soon", "in_time"),
+    [
+        ("error{TIMEOUT}", line("error{TIMEOUT}", 3, 1, 9999), line("error{TIMEOUT}", 3, 1, 10_000)),
+        ("error{QUEUE_TIMEOUT}", line("error{QUEUE_TIMEOUT}", 0, 7999), line("error{QUEUE_TIMEOUT}", 0, 8000)),
+        ("error{QUEUE_TIMEOUT}", line("error{QUEUE_TIMEOUT}", 1, 8000), ""),
+        (
+            "error{FIRST_TOKEN_TIMEOUT}",
+            line("error{FIRST_TOKEN_TIMEOUT}", 0, 100, 5000),
+            line("error{FIRST_TOKEN_TIMEOUT}", 0, 100, 5100),
+        ),
+        ("error{FIRST_TOKEN_TIMEOUT}", line("error{FIRST_TOKEN_TIMEOUT}", 1, 100, 5100), ""),
+        ("error{SLOW_CONSUMER}", line("error{SLOW_CONSUMER}", 9, 1, 1499), line("error{SLOW_CONSUMER}", 9, 1, 1500)),
+    ],
+)
+def test_a_limit_that_was_reached_before_its_time(outcome: str, too_soon: str, in_time: str) -> None:
+    """Whether a client saw it or not."""
+    assert "deadline_s" not in ASK.fields
+    for is_known in (True, False):
+        for log, found in ((too_soon, [Kind.UNEXPLAINED]), (in_time, [])):
+            if outcome == "error{TIMEOUT}" and not is_known:
+                continue  # it may have asked for less; the next test
+            ledger = Ledger()
+            if is_known and log:
+                ledger.note_job("abc", 100.0, ASK)
+            ledger.compare_with_log(log)
+            assert kinds(ledger) == found
+
+
+def test_a_limit_that_was_asked_for() -> None:
+    ledger = Ledger()
+    ledger.note_job("abc", 100.0, replace(ASK, fields=ASK.fields | {"deadline_s": 9}))
+    ledger.compare_with_log(line("error{TIMEOUT}", 3, 1, 9000))
+    assert kinds(ledger) == []
+    ledger.compare_with_log(line("error{TIMEOUT}", 3, 1, 8999))
+    assert kinds(ledger) == [Kind.UNEXPLAINED]
+    stranger = Ledger()
+    stranger.compare_with_log(line("error{TIMEOUT}", 3, 1, 2500))
+    assert kinds(stranger) == []
+    stranger.compare_with_log(line("error{TIMEOUT}", 3, 1, 2499))
+    assert kinds(stranger) == [Kind.UNEXPLAINED]
+
+
+def test_work_for_nobody() -> None:
+    """After a DELETE, or what is one: the end has to come within moments, whatever it is."""
+    for outcome in (f"end{{{ASK.due().stop_reason}}}", "cancelled{delete}", "error{INFERENCE_FAILED}"):
+        for total_ms, found in ((2900, []), (3100, [Kind.UNWANTED])):
+            ledger = Ledger()
+            ledger.note_job("abc", 100.0, ASK)
+            ledger.note_unwanted("abc", 101.0)
+            ledger.compare_with_log(line(outcome, None, 1, total_ms))
+            assert kinds(ledger) == found
+
+
+def test_work_for_nobody_in_a_process_that_is_replaced() -> None:
+    ledger = Ledger()
+    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_unwanted("abc", 101.0)
+    ledger.begin_replacement(Replacement("stuck", is_kill=False, is_death=True, began_at=102.0))
+    ledger.compare_with_log(line("error{STALLED}", 3, 1, 5000))
+    assert kinds(ledger) == []
+
+
+def started(job_id: str) -> bytes:
+    return b'id: 0\ndata: {"type": "started", "job_id": "%b"}\n\n' % job_id.encode()
+
+
+def left(*, with_half_close: bool = False) -> Exchange:
+    """A stream that its client leaves behind the first event."""
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.chunk(started("abc"))
+        assert peer.wait_until_left()
+
+    async def fetch(port: int) -> Exchange:
+        exchange = Exchange(port)
+        await exchange.send(request("GET", "/"))
+        await exchange.read(lambda: exchange.num_events >= 1)
+        if with_half_close:
+            exchange.half_close()
+            await exchange.read()
+        exchange.leave()
+        return exchange
+
+    with ScriptedServer({"GET /": script}) as server:
+        return asyncio.run(fetch(int(server.url.rpartition(":")[2])))
+
+
+@pytest.mark.parametrize("with_half_close", [False, True])
+def test_who_leaves_has_to_be_missed(with_half_close: bool) -> None:
+    exchange = left(with_half_close=with_half_close)
+    for outcome, total_ms, found in (
+        ("cancelled{client}", 100, []),
+        (f"end{{{ASK.due().stop_reason}}}", 100, []),  # it was over by then
+        ("cancelled{unclaimed}", 100, [Kind.UNWANTED]),
+        ("error{SLOW_CONSUMER}", 1600, [Kind.UNWANTED]),
+        (f"end{{{ASK.due().stop_reason}}}", 4000, [Kind.UNWANTED]),
+    ):
+        ledger = Ledger()
+        ledger.note_stream(ASK, [exchange], is_plain=True)
+        ledger.compare_with_log(line(outcome, None, 1, total_ms))
+        assert kinds(ledger) == found
+
+
+def test_who_leaves_a_job_may_come_back() -> None:
+    ledger = Ledger()
+    ledger.note_stream(ASK, [left()])
+    ledger.compare_with_log(line(f"end{{{ASK.due().stop_reason}}}", None, 1, 4000))
+    assert kinds(ledger) == []
+
+
+CHAT = Ask("/v1/chat/completions", {"stream": True}, ASK.key, 40, ())
+
+
+def broken_chat(num_tokens: int) -> Callable[[Peer], None]:
+    """A chat that fails behind the text of so many tokens. OpenAI's errors carry no usage."""
+    deltas = [{"role": "assistant", "content": ""}, {"content": shown(CHAT.key, num_tokens)}]
+    chunks: list[object] = [{"id": "chatcmpl-abc", "choices": [{"delta": delta}]} for delta in deltas]
+    chunks.append({"error": {"message": "m", "type": "t", "param": None, "code": "VRAM_OOM"}})
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        for chunk in chunks:
+            peer.chunk(f"data: {json.dumps(chunk)}\n\n".encode())
+        peer.chunk(b"data: [DONE]\n\n")
+        peer.last_chunk()
+
+    return script
+
+
+def test_a_chat_that_lost_what_was_waiting_when_it_failed() -> None:
+    assert CHAT.due().num_tokens > 20
+    exchange = fetched(broken_chat(16))
+    for num_tokens, found in ((16, []), (20, [Kind.TOKENS])):
+        ledger = Ledger()
+        ledger.note_stream(CHAT, [exchange])
+        assert kinds(ledger) == []
+        ledger.compare_with_log(line("error{VRAM_OOM}", num_tokens))
+        assert kinds(ledger) == found
+
+
+def test_a_silence() -> None:
+    def script(peer: Peer) -> None:
+        peer.head()
+        peer.chunk(started("abc"))
+        peer.last_chunk()
+
+    exchange = fetched(script)
+    ledgers = [Ledger() for _ in range(3)]
+    for ledger, silence_s, is_slow in zip(ledgers, (2.9, 3.1, 3.1), (False, False, True), strict=True):
+        exchange.longest_silence_s = silence_s
+        ledger.note_stream(ASK, [exchange], is_slow=is_slow)
+    assert [Kind.SILENCE in kinds(ledger) for ledger in ledgers] == [False, True, False]
+    replaced = Ledger()
+    replaced.begin_replacement(Replacement("SIGTERM", is_kill=False, is_death=False, began_at=exchange.opened_at))
+    replaced.note_stream(ASK, [exchange])
+    assert Kind.SILENCE not in kinds(replaced)
 
 
 def test_an_error_in_the_log_that_nobody_meant() -> None:

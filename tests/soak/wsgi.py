@@ -1,8 +1,9 @@
 """The soak's app: everything is the product's own but the model's arithmetic.
 
 Control routes: `GET /soak` shows counters, and with `?deep=1` collects garbage and counts objects first;
-`POST /soak/calm` stops the faults, `/soak/fatal` kills the generation thread in its next step, `/soak/stuck` lets it
-never return from one.
+`POST /soak/calm` stops the faults, and what the next two do until then: `/soak/starve` lets new streams get no token,
+`/soak/break` fails every stream that is in a step. `/soak/fatal` kills the generation thread in its next step,
+`/soak/stuck` lets it never return from one.
 """
 
 import gc
@@ -109,7 +110,19 @@ def _objects() -> dict[str, int]:
 
 @control.post("/soak/calm")
 def calm() -> Any:
-    faults.rates = CALM
+    faults.rates, faults.is_starving, faults.is_breaking = CALM, False, False
+    return jsonify(ok=True)
+
+
+@control.post("/soak/starve")
+def starve() -> Any:
+    faults.is_starving = True
+    return jsonify(ok=True)
+
+
+@control.post("/soak/break")
+def break_all() -> Any:
+    faults.is_breaking = True
     return jsonify(ok=True)
 
 
