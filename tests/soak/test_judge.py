@@ -9,7 +9,7 @@ import pytest
 
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending
-from tests.soak.judge import Circumstances, Kind, Verdict, frames_of, judge, judge_whole
+from tests.soak.judge import Circumstances, Kind, Verdict, frames_of, judge, judge_whole, reason_findings
 from tests.soak.oracle import answer, key_of, length_of, shown, spoken
 
 NUM_TOKENS = 24
@@ -356,6 +356,8 @@ def test_a_delete_that_was_answered_ends_the_work() -> None:
     whole = native_body(native_payloads())
     for num_at_cancel in (0, NUM_TOKENS - 2):
         assert kinds(judged(whole, around=around(num_at_cancel))) == {Kind.UNWANTED}
+        ((kind, _),) = reason_findings(NATIVE, "end{MAX_TOKENS}", around(num_at_cancel))  # its usage is missing
+        assert kind is Kind.UNWANTED
     assert judged(whole, around=around(NUM_TOKENS - 1)).findings == []  # the last step was under way
     assert judged(whole, around=Circumstances(is_cancelled=True)).findings == []  # nobody knows when
     for code in ("CANCELLED", "VRAM_OOM"):
