@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 from typing import Any
 
@@ -10,12 +11,15 @@ from worker.errors import SettingsError
 from worker.observe.log import is_news
 from worker.settings import Settings
 
+# Asked before gunicorn has its own handler. On a reload, which executes this file again, nobody looks at it.
+is_immune_to_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 try:
     settings = Settings.from_env(os.environ)
 except SettingsError as error:
     sys.exit(f"endstop: {error}")
 
-bind = f"{settings.host}:{settings.port}"
+host_in_url = f"[{settings.host}]" if ":" in settings.host else settings.host
+bind = f"{host_in_url}:{settings.port}"
 workers = 1  # the model is loaded once per process
 preload_app = False  # threads do not survive a fork
 worker_class = {
@@ -61,8 +65,8 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    process.soften_stop(server)
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "") else settings.host
+    process.soften_stop(server, is_immune_to_hangup)
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host_in_url, host_in_url)
     url = f"http://{host}:{settings.port}"
     print(
         f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute -d "

@@ -1,11 +1,17 @@
 """The life of the process under both worker classes: loading, signals, a dead engine, a model that is not there."""
 
+import errno
+import fcntl
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,19 +110,116 @@ def test_a_signal_while_it_starts_ends_it_at_once(
         assert time.monotonic() - began < 20, "gunicorn had to kill it"
 
 
-def test_a_worker_that_is_told_alone_closes_its_door(tmp_path: Path) -> None:
-    """Another one takes its place: new clients are that one's, and wait for it in the arbiter's backlog."""
+@BOTH
+def test_every_process_is_told_to_stop_at_once(tmp_path: Path, worker_class: str) -> None:
+    """As systemd and Heroku do. Whether the worker or the arbiter sees it first is a race: several tries."""
+    for _ in range(4):
+        with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+            server.allow("pace/20")
+            stream.read_until(b'"type":"token"')
+            os.killpg(server.process.pid, signal.SIGTERM)
+            server.wait_for(lambda: "draining" in server.log(), "the drain")
+            time.sleep(1.2)  # a worker that closes its door does so within a second
+            ready = server.get("/ready")
+            assert (ready.status_code, ready.json()["state"]) == (503, "DRAINING")
+            assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+            assert server.wait_exit() == 0
+
+
+@BOTH
+def test_a_hangup_of_every_process_cuts_no_stream(tmp_path: Path, worker_class: str) -> None:
+    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        server.allow("pace/20")
+        stream.read_until(b'"type":"token"')
+        (worker,) = workers_of(server)
+        os.killpg(server.process.pid, signal.SIGHUP)
+        assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        server.wait_for(lambda: worker not in workers_of(server), "the arbiter has reloaded")
+        server.wait_ready()
+
+
+@BOTH
+@pytest.mark.parametrize("is_immune", [False, True])
+def test_a_terminal_that_closes(tmp_path: Path, worker_class: str, is_immune: bool) -> None:
+    """It hangs up on the group, and nothing can be written to it any more. nohup's server is to outlive it."""
+    with running_server_in_terminal(worker_class, is_immune) as (server, terminal):
+        with RawStream(server, "POST", "/execute", LONG) as stream:
+            server.allow("pace/20")
+            stream.read_until(b'"type":"token"')
+            (worker,) = workers_of(server)
+            os.close(terminal)
+            if not is_immune:
+                server.wait_for(lambda: server.get("/ready").status_code == 503, "the drain")
+            assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        if is_immune:
+            assert server.get("/ready").status_code == 200
+            assert workers_of(server) == [worker]
+            server.signal(signal.SIGTERM)
+        assert server.wait_exit() in (0, 120)  # 120: Python could not flush to where nobody is
+
+
+@contextmanager
+def running_server_in_terminal(worker_class: str, is_immune: bool) -> Iterator[tuple[Server, int]]:
+    """A server in the foreground of a terminal of its own, and the other end of that, which the block closes."""
+    terminal, tty = os.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if is_immune:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    port = free_port()
+    env = {"PORT": str(port), "ENDSTOP_HOST": "127.0.0.1", "ENDSTOP_WORKER_CLASS": worker_class, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "tests.support.gated_wsgi:app"],
+        cwd=ROOT,
+        env=os.environ | env | {"ENDSTOP_STEP_LIMIT_S": "600"},
+        stdin=tty,
+        stdout=tty,
+        stderr=tty,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    os.close(tty)
+    try:
+        server = Server(process, port, Path(os.devnull))
+        server.wait_ready()
+        yield server, terminal
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def test_a_worker_that_another_one_follows_closes_its_door(tmp_path: Path) -> None:
+    """New clients are the new one's, and wait for it in the arbiter's backlog."""
     with running_server(tmp_path, "gthread") as server, RawStream(server, "POST", "/execute", LONG) as stream:
         server.allow("pace/50")
         stream.read_until(b'"type":"token"')
         (worker,) = workers_of(server)
         assert has_open_door(worker, server.port)
-        os.kill(worker, signal.SIGTERM)
+        server.signal(signal.SIGHUP)
         server.wait_for(lambda: not has_open_door(worker, server.port), "the door is closed")
         stream._receive()
         stream._decode()
         assert b'"type":"end"' not in stream._body, "the door was open until the stream had ended"
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        server.wait_for(lambda: _is_ready(server), "a new worker is ready")
+
+
+@BOTH
+def test_a_worker_that_is_told_alone_says_so(tmp_path: Path, worker_class: str) -> None:
+    """gunicorn tells an excess worker on every loop: a second time means nothing."""
+    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        server.allow("pace/20")
+        stream.read_until(b'"type":"token"')
+        (worker,) = workers_of(server)
+        for _ in range(2):
+            os.kill(worker, signal.SIGTERM)
+            server.wait_for(lambda: server.get("/ready").status_code == 503, "the drain")
+        assert server.get("/ready").json()["state"] == "DRAINING"
+        assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
+        server.wait_for(lambda: worker not in workers_of(server), "it has left")
         server.wait_for(lambda: _is_ready(server), "a new worker is ready")
 
 
@@ -385,6 +488,52 @@ def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
 
 
 @pytest.mark.usefixtures("exits")
+def test_a_worker_whose_terminal_is_gone_leaves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(flush=fail))
+    with pytest.raises(Exit):
+        process.leaving(fake_app(FakeEngine(), SimpleNamespace(num_open=0)))
+
+
+class FakeArbiter:
+    """Notes what reaches it."""
+
+    def __init__(self) -> None:
+        self.SIG_QUEUE: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.killed: list[tuple[int, int]] = []
+
+    def stop(self, graceful: bool = True) -> None:
+        self.kill_worker(7, signal.SIGTERM)
+
+    def kill_worker(self, pid: int, number: int) -> None:
+        self.killed.append((pid, number))
+
+    def handle_term(self) -> None: ...
+
+
+@pytest.fixture
+def arbiter(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One whose signals are softened; `handlers` are those that it would have."""
+    arbiter: Any = FakeArbiter()
+    arbiter.handlers = {}
+    arbiter.terminals = [True, False, False]  # at the start, and at each hangup
+    monkeypatch.setattr(signal, "signal", arbiter.handlers.__setitem__)
+    monkeypatch.setattr(process, "_has_terminal", lambda: arbiter.terminals.pop(0))
+    process.soften_stop(arbiter)
+    return arbiter
+
+
+def test_a_hangup_is_no_second_signal_to_stop(arbiter: Any) -> None:
+    """The kernel, the shell and `make` may each send one."""
+    for _ in range(2):
+        arbiter.handlers[signal.SIGHUP](signal.SIGHUP, None)
+    assert arbiter.SIG_QUEUE.get_nowait() == signal.SIGTERM
+    assert arbiter.SIG_QUEUE.empty()
+
+
+@pytest.mark.usefixtures("exits")
 def test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads(clock: Clock) -> None:
     engine = FakeEngine()
     with pytest.raises(Exit):
@@ -428,7 +577,7 @@ def test_signals_before_the_worker_has_handlers_of_its_own(monkeypatch: pytest.M
     handlers: dict[int, Any] = {}
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     process.prepare(Settings(), [])
-    for number in (signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         assert handlers[number](number, None) is None
     for number in (signal.SIGTERM, signal.SIGQUIT):
         with pytest.raises(Exit) as left:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from worker.observe.loading import show_loading
@@ -38,28 +38,62 @@ JOIN_S = 2.0
 LEAVE_S = 7
 
 
-def soften_stop(arbiter: Any) -> None:
-    """In the arbiter: SIGINT drains as SIGTERM does, a second one of either ends the drain, and workers know it.
+def soften_stop(arbiter: Any, is_immune_to_hangup: bool = False) -> None:
+    """In the arbiter: what stops the server, how, and that workers know what it is.
 
-    By default SIGINT cuts off whoever is being served and a second SIGTERM does nothing.
+    SIGINT drains as SIGTERM does, and a second one of either ends the drain. By default SIGINT cuts off whoever is
+    being served and a second SIGTERM does nothing. SIGHUP reloads as ever, but not when it says that the terminal is
+    gone. SIGTTIN and SIGTTOU would start a second worker, which knows nothing of the first one's jobs.
+
+    Args:
+        arbiter: gunicorn's.
+        is_immune_to_hangup: Started by nohup or the like: the server is to outlive its terminal.
     """
-    stop, is_stopping = arbiter.stop, False
+    stop, kill_worker, has_terminal = arbiter.stop, arbiter.kill_worker, _has_terminal()
+    is_told_to_stop = is_stopping = False
 
-    def say_and_stop(graceful: bool = True) -> None:
-        if graceful:
-            arbiter.kill_workers(signal.SIGUSR2)  # see worker.web.draining
+    def note_and_stop(graceful: bool = True) -> None:
+        nonlocal is_stopping
+        is_stopping = True
         stop(graceful)
 
-    def on_signal(number: int, frame: Any) -> None:
-        nonlocal is_stopping
-        # `Arbiter.stop` looks for SIGQUIT while it waits: streams are then ended at once.
-        arbiter.SIG_QUEUE.put_nowait(signal.SIGQUIT if is_stopping else number)
-        is_stopping = True
+    def announce_and_kill(pid: int, number: int) -> None:
+        # gunicorn says it to an excess worker on every loop, so a second one means nothing to a worker.
+        if number == signal.SIGTERM and not is_stopping:
+            kill_worker(pid, signal.SIGUSR2)  # see worker.web.draining
+        kill_worker(pid, number)
 
-    arbiter.stop = say_and_stop
+    def on_stop(number: int, frame: Any) -> None:
+        nonlocal is_told_to_stop
+        # `Arbiter.stop` looks for SIGQUIT while it waits: streams are then ended at once.
+        arbiter.SIG_QUEUE.put_nowait(signal.SIGQUIT if is_told_to_stop else number)
+        is_told_to_stop = True
+
+    def on_hangup(number: int, frame: Any) -> None:
+        # A closed terminal hangs up on the whole group, and so may the shell and `make`: not a second signal to stop.
+        if not has_terminal or _has_terminal():
+            arbiter.SIG_QUEUE.put_nowait(number)
+        elif not (is_told_to_stop or is_immune_to_hangup):
+            on_stop(signal.SIGTERM, frame)
+
+    def ignore() -> None:
+        logger.warning("SIGTTIN and SIGTTOU are ignored: there is one worker; start another server for more")
+
+    arbiter.stop, arbiter.kill_worker = note_and_stop, announce_and_kill
     arbiter.handle_int = arbiter.handle_term
+    arbiter.handle_ttin = arbiter.handle_ttou = ignore
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+        signal.signal(number, on_stop)
+    signal.signal(signal.SIGHUP, on_hangup)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that can hang up on it."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def prepare(settings: Settings, listeners: list[Any]) -> None:
@@ -68,7 +102,7 @@ def prepare(settings: Settings, listeners: list[Any]) -> None:
     # to leave for one to the arbiter and do nothing.
     for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, lambda *_: os._exit(0))  # nothing is served yet
-    for number in (signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     # gevent warns that ssl was imported before it patches, and its search for locks touches deprecated names of torch.
     # Both are so by design: no TLS is spoken under gevent here (engine/download.py), and locks are to stay real.
@@ -148,8 +182,9 @@ def leaving(app: Any) -> None:
     _end_streams(app, STREAM_END_S)
     app.extensions["endstop"].engine.stop(JOIN_S)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a terminal or a pipe that is gone
+            stream.flush()
     os._exit(0)
 
 

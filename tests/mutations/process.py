@@ -15,22 +15,59 @@ _SIGNALS = [
         "tests/web/test_gthread_worker.py::test_a_sigquit_that_interrupts_a_submit_does_not_wait_for_it",
     ),
     process(
-        "the door stays open while the server drains",
-        "            arbiter.kill_workers(signal.SIGUSR2)  # see worker.web.draining\n",
+        "a worker that another one follows is told so",
+        "            kill_worker(pid, signal.SIGUSR2)  # see worker.web.draining\n",
         "            pass\n",
+        "test_a_worker_that_another_one_follows_closes_its_door",
+    ),
+    process(
+        "the door stays open while the server drains",
+        "        if number == signal.SIGTERM and not is_stopping:\n",
+        "        if number == signal.SIGTERM:\n",
         "test_while_the_server_drains_a_new_client_is_told_so[15-gthread]",
     ),
     draining(
-        "a worker of a server that stops drains before it closes the door",
-        "        if self.is_server_stopping and self.wsgi is not None:\n",
-        "        if False:\n",
-        "test_while_the_server_drains_a_new_client_is_told_so[15-gthread]",
+        "a worker that is told to stop before the arbiter keeps its door open",
+        "        if self.is_handing_over or self.wsgi is None:\n",
+        "        if True:\n",
+        "test_a_worker_that_is_told_alone_says_so[gthread]",
+        "test_every_process_is_told_to_stop_at_once[gthread]",
     ),
     draining(
-        "a worker that is told alone closes its door",
-        "        if self.is_server_stopping and self.wsgi is not None:\n",
-        "        if self.wsgi is not None:\n",
-        "test_a_worker_that_is_told_alone_closes_its_door",
+        "a worker that another one follows closes its door",
+        "        if self.is_handing_over or self.wsgi is None:\n",
+        "        if self.wsgi is None:\n",
+        "test_a_worker_that_another_one_follows_closes_its_door",
+    ),
+    draining(
+        "a hangup is the arbiter's to decide",
+        "        for number in (signal.SIGINT, signal.SIGHUP):\n",
+        "        for number in (signal.SIGINT,):\n",
+        "test_a_hangup_of_every_process_cuts_no_stream[gthread]",
+    ),
+    process(
+        "the end of the terminal is no wish to reload",
+        "        if not has_terminal or _has_terminal():\n",
+        "        if True:\n",
+        "test_a_terminal_that_closes[False-gthread]",
+    ),
+    process(
+        "nohup's server outlives its terminal",
+        "        elif not (is_told_to_stop or is_immune_to_hangup):\n",
+        "        elif not is_told_to_stop:\n",
+        "test_a_terminal_that_closes[True-gthread]",
+    ),
+    process(
+        "a second hangup does not end the drain",
+        "        elif not (is_told_to_stop or is_immune_to_hangup):\n",
+        "        elif not is_immune_to_hangup:\n",
+        "test_a_hangup_is_no_second_signal_to_stop",
+    ),
+    process(
+        "a worker whose terminal is gone leaves all the same",
+        "        with suppress(OSError):  # a terminal or a pipe that is gone\n",
+        "        with suppress():\n",
+        "test_a_worker_whose_terminal_is_gone_leaves_all_the_same",
     ),
     draining(
         "a drain ends when nothing is left",
@@ -40,7 +77,7 @@ _SIGNALS = [
     ),
     process(
         "a second signal ends the drain",
-        "signal.SIGQUIT if is_stopping else number",
+        "signal.SIGQUIT if is_told_to_stop else number",
         "number",
         "test_a_second_signal_ends_the_drain[numbers0-gthread]",
     ),
@@ -52,8 +89,8 @@ _SIGNALS = [
     ),
     draining(
         "Ctrl-C is the arbiter's to decide",
-        "        signal.signal(signal.SIGINT, lambda *_: None)\n",
-        "",
+        "        for number in (signal.SIGINT, signal.SIGHUP):\n",
+        "        for number in (signal.SIGHUP,):\n",
         "test_ctrl_c_reaches_every_process_and_the_arbiter_decides[gthread]",
     ),
     process(
@@ -68,7 +105,7 @@ _SIGNALS = [
     process(
         "a signal for the arbiter is not the new worker's",
         """\
-    for number in (signal.SIGINT, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
 """,
         "",

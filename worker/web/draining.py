@@ -1,9 +1,11 @@
 """How a gunicorn worker leaves: the part that both worker classes share.
 
 gunicorn closes a leaving worker's door first and lets what is inside run on. That is right when another worker takes
-over (SIGHUP, a replaced worker). When the whole server goes away it would turn every probe and every late client into
+over (SIGHUP, an excess worker). When the whole server goes away it would turn every probe and every late client into
 a refused connection, so then the door stays open and says 503 with a Retry-After until the last stream has ended.
-The arbiter tells the two apart (`worker.process.soften_stop`): it sends SIGUSR2 ahead of the SIGTERM that means both.
+Both begin with a SIGTERM. The arbiter announces a hand-over with a SIGUSR2 ahead of it (`worker.process.soften_stop`),
+and not the other way round: systemd and Heroku send SIGTERM to every process at once, so that a worker may have its own
+before the arbiter has looked at the one that it got.
 Whichever it is, streams that have not ended in time are ended from here: the generation thread may be in a step that
 takes longer than the process has left. tests/test_process.py and tests/test_every_stream_ends.py show each.
 """
@@ -17,9 +19,9 @@ from gunicorn.workers.base import Worker
 
 
 class DrainingWorker(Worker):  # type: ignore[misc]
-    """Drains before it closes the door, if the server is stopping."""
+    """Drains before it closes the door, unless another worker takes over."""
 
-    is_server_stopping = False
+    is_handing_over = False
     is_draining = False
     leaving_since: float | None = None  # monotonic
     # Set by who knows the app, when it has been made. Given the seconds since this worker began to leave, sees to it
@@ -33,21 +35,26 @@ class DrainingWorker(Worker):  # type: ignore[misc]
 
     def init_signals(self) -> None:
         """Install the handlers."""
+        # gunicorn resets each to its default first, and what would come in that moment would kill this process.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         super().init_signals()
-        signal.signal(signal.SIGUSR2, self.handle_server_stopping)
-        # Ctrl-C in a terminal reaches every process of the group. The arbiter is the one that decides what it means.
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGUSR2, self.handle_hand_over)
+        # Ctrl-C in a terminal, and the end of the terminal itself, reach every process of the group. The arbiter is the
+        # one that decides what they mean.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
-    def handle_server_stopping(self, sig: int, frame: Any) -> None:
-        """The next SIGTERM will be for the whole server."""
-        self.is_server_stopping = True
+    def handle_hand_over(self, sig: int, frame: Any) -> None:
+        """The next SIGTERM comes because another worker takes over."""
+        self.is_handing_over = True
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM."""
-        if self.is_server_stopping and self.wsgi is not None:
-            self.is_draining = True
-        else:
+        if self.is_handing_over or self.wsgi is None:
             super().handle_exit(sig, frame)
+        else:
+            self.is_draining = True
 
     def notify(self) -> None:
         """Called about once a second by the loop of either class, also while it waits for what is inside."""
