@@ -6,6 +6,7 @@ The engine lives in the worker process, made after the fork: threads do not surv
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,26 @@ STREAM_END_S = 1.5
 JOIN_S = 2.0
 # From the end of a drain to the end of the process. gunicorn kills what is later.
 LEAVE_S = 7
+
+
+# What the process has open beside its connections: the model's files while it loads, epolls, pipes, libraries. 45 were
+# counted when it was idle.
+NUM_OTHER_FILES = 100
+# A limit that is raised further helps nobody here, and some programs go through all descriptors that there could be.
+MAX_FILES = 65536
+
+
+def connections_within_limit(wanted: int) -> int:
+    """How many connections may be open at once, with as many files as the system lets this process open.
+
+    Without a free descriptor no connection can be accepted, and nothing else opened either.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        soft = highest
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - NUM_OTHER_FILES)
 
 
 def soften_stop(arbiter: Any, is_immune_to_hangup: bool = False) -> None:
@@ -153,6 +174,8 @@ def started(app: Any, worker: Any) -> None:
         threading.Thread(target=exit_when_dead, daemon=True).start()
     engine.should_drain = lambda: worker.is_leaving
     worker.has_drained = lambda elapsed_s: _has_drained(app, elapsed_s)
+    worker.is_out_of_time = lambda elapsed_s: _is_out_of_time(settings, elapsed_s)
+    worker.body_timeout_s, worker.max_body_bytes = settings.body_timeout_s, settings.max_body_bytes
     threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
@@ -162,10 +185,14 @@ def started(app: Any, worker: Any) -> None:
 def _has_drained(app: Any, elapsed_s: float) -> bool:
     """Whether a worker that has been leaving for so long has nothing left to wait for."""
     shared = app.extensions["endstop"]
-    if elapsed_s > shared.settings.drain_s + STREAM_END_S:
+    if _is_out_of_time(shared.settings, elapsed_s):
         shared.engine.end_now()  # nothing, but for those who wait for a step that does not come back in time
         return True  # and what is open still has a client that does not read
     return bool(shared.engine.num_open == 0 and shared.streams.num_open == 0)
+
+
+def _is_out_of_time(settings: Settings, elapsed_s: float) -> bool:
+    return elapsed_s > settings.drain_s + STREAM_END_S
 
 
 def interrupted(app: Any) -> None:

@@ -19,6 +19,12 @@ def num_threads(server: Server) -> int:
     return len(list(Path(f"/proc/{worker}/task").iterdir()))
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def has_open_door(pid: int, port: int) -> bool:
     """Whether a process holds a socket that listens on this port. False when it is gone."""
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]

@@ -11,11 +11,18 @@ takes longer than the process has left. tests/test_process.py and tests/test_eve
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from gunicorn import util
 from gunicorn.workers.base import Worker
+
+from worker.web.early_answers import write_error
+
+# Behind the last stream, and behind `keepalive`: a request that is already on its way is still told why it is refused.
+IDLE_S = 2.5
 
 
 class DrainingWorker(Worker):  # type: ignore[misc]
@@ -27,11 +34,22 @@ class DrainingWorker(Worker):  # type: ignore[misc]
     # Set by who knows the app, when it has been made. Given the seconds since this worker began to leave, sees to it
     # that streams end in time, and says whether nothing is left to wait for.
     has_drained: Callable[[float], bool] = staticmethod(lambda elapsed_s: True)
+    # Set with it: whether so many seconds are all that there is.
+    is_out_of_time: Callable[[float], bool] = staticmethod(lambda elapsed_s: False)
+    drained_at: float | None = None  # monotonic
+    # How long a body may take, and how large it may be: set with it.
+    body_timeout_s = 60.0
+    max_body_bytes = 0
 
     @property
     def is_leaving(self) -> bool:
         """Whether no new work is to be accepted. gunicorn calls no hook on SIGTERM: the engine polls this."""
         return self.is_draining or not self.alive
+
+    def init_process(self) -> None:
+        """In the new process. Does not return."""
+        util.write_error = write_error  # what gunicorn refuses by itself is answered as everything else is
+        super().init_process()
 
     def init_signals(self) -> None:
         """Install the handlers."""
@@ -64,5 +82,12 @@ class DrainingWorker(Worker):  # type: ignore[misc]
         now = time.monotonic()
         if self.leaving_since is None:
             self.leaving_since = now
-        if self.has_drained(now - self.leaving_since) and self.alive:
+        elapsed_s = now - self.leaving_since
+        if not self.has_drained(elapsed_s):
+            return
+        if self.drained_at is None:
+            self.drained_at = now
             super().handle_exit(signal.SIGTERM, None)
+        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):
+            # What is open is idle, sends half a body or does not read. gunicorn would wait for it until it is killed.
+            sys.exit(0)

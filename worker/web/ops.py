@@ -51,7 +51,8 @@ def loading_progress() -> Response:
 def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
     shown = None
     shown_at = 0.0
-    while engine.state is EngineState.LOADING and not engine.liveness():
+    # A load cannot be interrupted, and while it lasts the engine does not see that its worker is leaving.
+    while engine.state is EngineState.LOADING and not (engine.liveness() or engine.should_drain()):
         now = time.monotonic()
         if engine.progress is not shown and engine.progress is not None:
             shown, shown_at = engine.progress, now
@@ -60,8 +61,10 @@ def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
             shown_at = now
             yield PING
         time.sleep(PROGRESS_TICK_S)
-    if engine.state is EngineState.LOADING:
-        yield encode_data({"state": EngineState.DEAD.value, "reason": engine.liveness()})
+    if engine.state is EngineState.LOADING and (fault := engine.liveness()):
+        yield encode_data({"state": EngineState.DEAD.value, "reason": fault})
+    elif engine.state is EngineState.LOADING:
+        yield encode_data({"state": EngineState.DRAINING.value, "reason": "the server is shutting down"})
     else:
         reason = {"reason": engine.reason} if engine.reason else {}
         yield encode_data({"state": engine.state.value, "fraction": 1.0} | reason)

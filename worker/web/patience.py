@@ -1,12 +1,49 @@
-"""How long a client may take to say what it wants. gunicorn waits for each piece, and a client may send many.
+"""How long a client may take to say what it wants, and how many may take their time at once.
 
-Works on gunicorn's reader of a connection, which both worker classes share.
+gunicorn waits for each piece, and a client may send many. Works on gunicorn's reader of a connection, which both worker
+classes share.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from worker.streams.native import new_lock
+
+
+class Places:
+    """Room for those that hold a thread or a connection while they wait for their client. Any thread."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._num_taken = 0
+        self._lock = new_lock()  # guards the count: places are taken on the loop and left on any thread
+
+    def take(self) -> Callable[[], None] | None:
+        """Take a place.
+
+        Returns:
+            What to call to leave it, once or more often; None if there is none.
+        """
+        with self._lock:
+            if self._num_taken >= self.limit:
+                return None
+            self._num_taken += 1
+        is_taken = True
+
+        def leave() -> None:
+            nonlocal is_taken
+            with self._lock:
+                was_taken, is_taken = is_taken, False
+                self._num_taken -= was_taken
+
+        return leave
+
+
+def when_read(unreader: Any, leave: Callable[[], None]) -> None:
+    """Call this when the app has read the body of the next request."""
+    unreader.leave = leave
 
 
 def limit_reads(unreader: Any, sock: Any, limit_s: float) -> None:
@@ -46,3 +83,4 @@ def body_within(environ: dict[str, Any], limit_s: float) -> Iterator[None]:
         yield
     finally:
         unlimit_reads(unreader)
+        vars(unreader).pop("leave", lambda: None)()
