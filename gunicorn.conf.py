@@ -20,14 +20,24 @@ except SettingsError as error:
 
 host_in_url = f"[{settings.host}]" if ":" in settings.host else settings.host
 bind = f"{host_in_url}:{settings.port}"
-workers = 1  # the model is loaded once per process
+workers = NUM_WORKERS = 1  # the model is loaded once per process
 preload_app = False  # threads do not survive a fork
-worker_class = {
+worker_class = our_worker_class = {
     "gevent": "worker.web.gevent_worker.EndstopGeventWorker",
     "gthread": "worker.web.gthread_worker.EndstopThreadWorker",
 }[settings.worker_class]
-threads = settings.max_streams + 16  # gthread: a thread per open stream, and some for /health
-worker_connections = max(1000, 2 * settings.max_streams)
+threads = num_threads = settings.max_streams + 16  # gthread: a thread per open stream, and some for /health
+wanted_connections = max(1000, 2 * settings.max_streams)
+worker_connections = process.connections_within_limit(wanted_connections)
+if worker_connections < 1:
+    sys.exit("endstop: so few files may be open (ulimit -n) that there is no room for a connection: raise the limit")
+if worker_connections < wanted_connections:
+    print(
+        f"endstop: worker_connections={worker_connections} instead of {wanted_connections}: no more files may be open; "
+        "raise the limit (ulimit -n)",
+        file=sys.stderr,
+        flush=True,
+    )
 timeout = 60  # of the worker's heartbeat; not of a request
 # Behind the drain: a second until the worker notices, two for idle connections, some for a busy machine. With the
 # default drain it stays below the 30 s that platforms give between SIGTERM and SIGKILL.
@@ -55,13 +65,27 @@ logconfig_dict = {
 }
 
 
-def on_starting(server: Any) -> None:
-    if server.cfg.graceful_timeout < settings.drain_s + process.LEAVE_S:  # somebody has set it on the command line
-        sys.exit(
-            f"endstop: graceful_timeout={server.cfg.graceful_timeout} leaves no time behind "
-            f"ENDSTOP_DRAIN_S={settings.drain_s:g}; streams would be cut: make it at least "
-            f"{settings.drain_s + process.LEAVE_S:g}, or leave it out"
+def nworkers_changed(server: Any, number: int, before: int | None) -> None:
+    """gunicorn's first hook, and the only one ahead of a preload. Options of the command line win over this file."""
+    if before is not None:
+        return
+    cfg, least_s = server.cfg, settings.drain_s + process.LEAVE_S
+    wrong = ""
+    if number != NUM_WORKERS:
+        wrong = f"workers={number}: every worker process would load the model again, and none knows another's jobs"
+    elif cfg.preload_app:
+        wrong = "preload_app: the engine's threads would not survive the fork"
+    elif cfg.worker_class_str != our_worker_class:
+        wrong = f"worker_class={cfg.worker_class_str}: streams would not end; set ENDSTOP_WORKER_CLASS"
+    elif cfg.threads < num_threads:
+        wrong = f"threads={cfg.threads}: {settings.max_streams} streams may be open, and others need some too"
+    elif cfg.graceful_timeout < least_s:
+        wrong = (
+            f"graceful_timeout={cfg.graceful_timeout} leaves no time behind ENDSTOP_DRAIN_S={settings.drain_s:g}; "
+            f"streams would be cut: make it at least {least_s:g}"
         )
+    if wrong:
+        sys.exit(f"endstop: {wrong}; leave the option out (also of GUNICORN_CMD_ARGS)")
 
 
 def when_ready(server: Any) -> None:

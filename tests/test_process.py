@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import queue
+import resource
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,7 @@ from tests.support.servers import (
 from worker import process
 from worker.settings import ROOT, Settings
 from worker.web.draining import DrainingWorker
+from worker.web.gthread_worker import MAX_LOADING_WATCHERS
 
 pytestmark = pytest.mark.slow
 
@@ -234,6 +237,88 @@ def test_ctrl_c_reaches_every_process_and_the_arbiter_decides(tmp_path: Path, wo
         assert workers_of(server) == [worker]
 
 
+@BOTH
+def test_a_signal_while_it_loads_ends_those_who_watch(tmp_path: Path, worker_class: str) -> None:
+    with running_server(tmp_path, worker_class, wait=False, env={"GATED_LOAD_S": "300"}) as server:
+        _wait_for_first_answer(server)
+        with RawStream(server, "GET", "/v1/loading/progress") as progress:
+            progress.read_until(b"LOADING")
+            began = time.monotonic()
+            server.signal(signal.SIGTERM)
+            events = events_of(progress.read_all())
+            assert progress.is_complete
+            assert (events[-2]["state"], events[-1]) == ("DRAINING", "[DONE]")
+            assert server.wait_exit() == 0
+            assert time.monotonic() - began < 15, "gunicorn had to kill it"
+
+
+def test_watching_the_model_load_keeps_nobody_out(tmp_path: Path) -> None:
+    """Under gthread each watcher holds a thread."""
+    env = {"GATED_LOAD_S": "300", "ENDSTOP_MAX_SLOTS": "1", "ENDSTOP_MAX_QUEUE": "0", "ENDSTOP_KEEP_ALIVE_S": "0.2"}
+    with running_server(tmp_path, "gthread", wait=False, env=env) as server, ExitStack() as stack:
+        _wait_for_first_answer(server)
+        watchers = [stack.enter_context(RawStream(server, "GET", "/v1/loading/progress")) for _ in range(20)]
+        assert [watcher.head()[0] for watcher in watchers] == [200] * MAX_LOADING_WATCHERS + [429] * 16
+        assert server.post("/execute", LONG).json()["error"]["code"] == "LOADING"
+        watchers[0].close()
+        server.wait_for(lambda: _can_watch(server), "its place is free again")
+
+
+def _can_watch(server: Server) -> bool:
+    with RawStream(server, "GET", "/v1/loading/progress") as watcher:
+        return watcher.head()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("-w", "2"), "workers=2: every worker process would load the model again"),
+        (("--threads", "4"), "threads=4: 144 streams may be open"),
+        (("--preload",), "preload_app: the engine's threads would not survive"),
+        (("-k", "sync"), "worker_class=gthread: streams would not end"),  # gunicorn's own idea of sync with threads
+    ],
+)
+def test_an_option_that_breaks_the_promise_is_refused(options: tuple[str, ...], named: str) -> None:
+    result = _start_with(*options)
+    assert result.returncode != 0
+    assert named in result.stderr
+    assert "leave the option out" in result.stderr
+
+
+def test_too_few_files_are_no_reason_to_die_later() -> None:
+    result = _start_with(limit_files=90)
+    assert result.returncode != 0
+    assert "raise the limit" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("limits", "num_connections", "raised"),
+    [
+        ((4096, 4096), 1000, None),
+        ((256, 4096), 1000, (4096, 4096)),
+        ((256, 10**9), 1000, (65536, 10**9)),
+        ((256, resource.RLIM_INFINITY), 1000, (65536, resource.RLIM_INFINITY)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 1000, None),
+        ((256, 512), 412, (512, 512)),
+    ],
+)
+def test_as_many_files_may_be_open_as_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], num_connections: int, raised: tuple[int, int] | None
+) -> None:
+    said: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, to: said.append(to))
+    assert process.connections_within_limit(1000) == num_connections
+    assert said == ([] if raised is None else [raised])
+
+
+@pytest.mark.parametrize(("host", "bind"), [("::1", "[::1]:8000"), ("::", "[::]:8000"), ("10.0.0.1", "10.0.0.1:8000")])
+def test_an_address_is_bound_as_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str, bind: str) -> None:
+    monkeypatch.setenv("ENDSTOP_HOST", host)
+    monkeypatch.delenv("PORT", raising=False)
+    assert runpy.run_path(str(ROOT / "gunicorn.conf.py"))["bind"] == bind
+
+
 def test_a_graceful_timeout_that_would_cut_streams_is_refused() -> None:
     result = _start_with("--graceful-timeout", "10")
     assert result.returncode != 0
@@ -315,7 +400,11 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
     assert "ENDSTOP_MAX_SLOTS" in result.stderr
 
 
-def _start_with(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+def _start_with(*arguments: str, limit_files: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+    def limit() -> None:
+        if limit_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit_files, limit_files))
+
     return subprocess.run(
         [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", *arguments, "wsgi:app"],
         cwd=ROOT,
@@ -324,6 +413,7 @@ def _start_with(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str
         text=True,
         timeout=60,
         check=False,
+        preexec_fn=limit,
     )
 
 
@@ -434,12 +524,40 @@ def test_a_drain_is_over_when_the_last_stream_is() -> None:
     assert engine.said == ["end now"], "or waits for a step that does not come back in time"
 
 
-def test_a_draining_worker_leaves_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, asked = Clock(), list[float]()
-    monkeypatch.setattr("worker.web.draining.time", clock)
+def idle_worker() -> Any:
     worker: Any = object.__new__(DrainingWorker)
     worker.tmp = SimpleNamespace(notify=lambda: None)
     worker.alive = True
+    return worker
+
+
+def test_a_draining_worker_does_not_wait_for_connections_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a body, or a client that does not read. gunicorn would wait for them until the arbiter kills the worker."""
+    clock, worker = Clock(), idle_worker()
+    monkeypatch.setattr("worker.web.draining.time", clock)
+    worker.is_draining = True
+    for _ in range(3):
+        worker.notify()
+        clock.now += 1
+    with pytest.raises(SystemExit):
+        worker.notify()
+
+
+def test_a_worker_that_is_out_of_time_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arbiter kills it soon, and what it has left is for the last bytes."""
+    clock, worker = Clock(), idle_worker()
+    monkeypatch.setattr("worker.web.draining.time", clock)
+    worker.has_drained = worker.is_out_of_time = lambda elapsed_s: elapsed_s > 20
+    worker.is_draining = True
+    worker.notify()
+    clock.now += 21
+    with pytest.raises(SystemExit):
+        worker.notify()
+
+
+def test_a_draining_worker_leaves_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked, worker = Clock(), list[float](), idle_worker()
+    monkeypatch.setattr("worker.web.draining.time", clock)
 
     def has_drained(elapsed_s: float) -> bool:
         asked.append(elapsed_s)
@@ -523,6 +641,13 @@ def arbiter(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(process, "_has_terminal", lambda: arbiter.terminals.pop(0))
     process.soften_stop(arbiter)
     return arbiter
+
+
+def test_a_second_worker_is_not_made_by_a_signal(arbiter: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for handle in (arbiter.handle_ttin, arbiter.handle_ttou):
+        handle()
+    assert caplog.text.count("SIGTTIN and SIGTTOU are ignored") == 2
+    assert arbiter.killed == []
 
 
 def test_a_hangup_is_no_second_signal_to_stop(arbiter: Any) -> None:

@@ -5,6 +5,9 @@ from tests.mutations.mutation import Mutation, taking_from
 process = taking_from("worker/process.py", "tests/test_process.py")
 draining = taking_from("worker/web/draining.py", "tests/test_process.py")
 gthread = taking_from("worker/web/gthread_worker.py", "tests/web/test_patience.py")
+patience = taking_from("worker/web/patience.py", "tests/web/test_patience.py")
+gevent = taking_from("worker/web/gevent_worker.py", "tests/web/test_patience.py")
+ops = taking_from("worker/web/ops.py", "tests/test_process.py")
 config = taking_from("gunicorn.conf.py", "tests/test_process.py")
 
 _SIGNALS = [
@@ -71,7 +74,7 @@ _SIGNALS = [
     ),
     draining(
         "a drain ends when nothing is left",
-        "        if self.has_drained(now - self.leaving_since) and self.alive:\n",
+        "        if self.drained_at is None:\n",
         "        if False:\n",
         "test_a_draining_worker_leaves_when_nothing_is_left",
     ),
@@ -113,9 +116,87 @@ _SIGNALS = [
     ),
     config(
         "a graceful_timeout that would cut streams is refused",
-        "    if server.cfg.graceful_timeout < settings.drain_s + process.LEAVE_S:",
-        "    if False:",
+        "if cfg.graceful_timeout < least_s:\n",
+        "if False:\n",
         "test_a_graceful_timeout_that_would_cut_streams_is_refused",
+    ),
+    config(
+        "a second worker is refused",
+        "if number != NUM_WORKERS:\n",
+        "if False:\n",
+        "test_an_option_that_breaks_the_promise_is_refused",
+    ),
+    config(
+        "a preload is refused",
+        "if cfg.preload_app:\n",
+        "if False:\n",
+        "test_an_option_that_breaks_the_promise_is_refused",
+    ),
+    config(
+        "another worker class is refused",
+        "if cfg.worker_class_str != our_worker_class:\n",
+        "if False:\n",
+        "test_an_option_that_breaks_the_promise_is_refused",
+    ),
+    config(
+        "too few threads are refused",
+        "if cfg.threads < num_threads:\n",
+        "if False:\n",
+        "test_an_option_that_breaks_the_promise_is_refused",
+    ),
+    config(
+        "too few files are refused",
+        "if worker_connections < 1:\n",
+        "if False:\n",
+        "test_too_few_files_are_no_reason_to_die_later",
+    ),
+    config(
+        "an IPv6 address is bound in brackets",
+        'f"[{settings.host}]" if ":" in settings.host else settings.host',
+        "settings.host",
+        "test_an_address_is_bound_as_it_is_written",
+    ),
+    process(
+        "no signal makes a second worker",
+        "    arbiter.handle_ttin = arbiter.handle_ttou = ignore\n",
+        "    arbiter.handle_ttin = arbiter.handle_ttou = lambda: None\n",
+        "test_a_second_worker_is_not_made_by_a_signal",
+    ),
+    process(
+        "as many files may be open as the system allows",
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))\n",
+        "",
+        "test_as_many_files_may_be_open_as_the_system_allows",
+    ),
+    process(
+        "no more connections than files",
+        "min(wanted, soft - NUM_OTHER_FILES)",
+        "wanted",
+        "test_as_many_files_may_be_open_as_the_system_allows",
+    ),
+    ops(
+        "who watches a load is told that the server stops",
+        "not (engine.liveness() or engine.should_drain())",
+        "not engine.liveness()",
+        "test_a_signal_while_it_loads_ends_those_who_watch[gthread]",
+    ),
+    draining(
+        "a drained worker does not wait for half a body",
+        "        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):\n",
+        "        if self.is_out_of_time(elapsed_s):\n",
+        "test_a_draining_worker_does_not_wait_for_connections_without_a_stream",
+    ),
+    draining(
+        "a worker that is out of time leaves at once",
+        "        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):\n",
+        "        if now - self.drained_at > IDLE_S:\n",
+        "test_a_worker_that_is_out_of_time_leaves_at_once",
+    ),
+    draining(
+        "what gunicorn refuses is answered as everything else is",
+        "        util.write_error = write_error  # what",
+        "        pass  # what",
+        "tests/web/test_early_answers.py::test_what_is_no_request_is_told_why",
     ),
 ]
 
@@ -171,8 +252,8 @@ _LEAVING = [
     ),
     process(
         "a worker that leaves is not torn down",
-        "    sys.stderr.flush()\n    os._exit(0)\n",
-        "    sys.stderr.flush()\n",
+        "            stream.flush()\n    os._exit(0)\n",
+        "            stream.flush()\n",
         "test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself",
     ),
     process(
@@ -243,32 +324,108 @@ _LEAVING = [
 _THREADS = [
     gthread(
         "a head has a deadline",
+        "        for conn in [conn for conn in self.arriving if conn.timeout <= now]:\n",
+        "        for conn in ():\n",
+        "test_a_head_that_does_not_come_is_given_up[gthread-short]",
+    ),
+    gthread(
+        "a head has a deadline where a thread reads it",
         "            limit_reads(self.parser.unreader, self.sock, HEAD_S)\n",
         "            pass\n",
-        "test_a_head_that_does_not_come_is_given_up[gthread]",
+        "test_a_head_that_does_not_come_is_given_up[gthread-long]",
+    ),
+    gthread(
+        "a body has a deadline on the loop",
+        "                self._refuse(conn, BodyTimeout(message))\n",
+        "                pass\n",
+        "test_a_body_that_trickles_is_given_up",
     ),
     gthread(
         "probes have threads of their own",
-        "self.probe_pool if _is_probe(conn.sock) else self.tpool",
-        "self.tpool",
-        "test_probes_are_answered_with_every_slot_place_and_thread_taken[gthread]",
+        "            self._give_thread(conn, self.probe_pool)\n",
+        "            self._give_thread(conn, self.tpool)\n",
+        "tests/web/test_gthread_worker.py::test_what_is_short_and_must_not_wait_has_threads_of_its_own",
     ),
     gthread(
-        "the first byte is waited for on the loop",
-        """\
-        self.pending_conns.append(conn)
-        self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
-""",
-        "        self.enqueue_req(conn)\n",
+        "DELETE and HEAD have threads of their own",
+        'head.method in (b"DELETE", b"HEAD") or ',
+        "",
+        "tests/web/test_gthread_worker.py::test_what_is_short_and_must_not_wait_has_threads_of_its_own",
+    ),
+    gthread(
+        "a head is waited for on the loop",
+        "                if len(conn.received) > MAX_HEAD_BYTES:\n",
+        "                if True:\n",
+        "test_a_crowd_in_the_middle_of_a_request_holds_up_nobody[gthread-probe]",
         "test_a_crowd_that_says_nothing_takes_no_thread[gthread]",
+    ),
+    gthread(
+        "a body is waited for on the loop",
+        "head.body_bytes > min(MAX_LOOP_BODY_BYTES, self.max_body_bytes)",
+        "head.body_bytes > 0",
+        "test_bodies_that_come_all_at_once_are_none_too_many[gthread]",
+    ),
+    gthread(
+        "bodies do not take every connection",
+        "        self.bodies = Places(self.worker_connections // 2)\n",
+        "        self.bodies = Places(self.worker_connections * 2)\n",
+        "test_more_half_sent_bodies_than_connections[gthread]",
+    ),
+    gevent(
+        "bodies do not take every connection of greenlets",
+        "        self.uploads = Places(self.worker_connections // 2)\n",
+        "        self.uploads = Places(self.worker_connections * 2)\n",
+        "test_more_half_sent_bodies_than_connections[gevent]",
+    ),
+    gevent(
+        "what gunicorn refuses is read before the connection is reset",
+        "        util.close_graceful(client, timeout=LINGER_S)\n",
+        "",
+        "tests/web/test_early_answers.py::test_what_is_no_request_is_told_why",
+    ),
+    patience(
+        "a few threads read bodies",
+        "            if self._num_taken >= self.limit:\n",
+        "            if False:\n",
+        "test_bodies_that_only_a_thread_can_read_are_limited",
+    ),
+    patience(
+        "who has sent its body is no upload any more",
+        '        vars(unreader).pop("leave", lambda: None)()\n',
+        "",
+        "test_a_stream_is_no_upload_any_more",
+    ),
+    gthread(
+        "a place is left when the request is over",
+        "        finally:\n            conn.leave()\n",
+        "        finally:\n            pass\n",
+        "tests/test_process.py::test_watching_the_model_load_keeps_nobody_out",
+    ),
+    gthread(
+        "a process without a free descriptor goes on",
+        "            if error.errno in SHORTAGES:\n",
+        "            if False:\n",
+        "test_a_process_without_a_free_descriptor_keeps_its_streams[gthread]",
+    ),
+    gthread(
+        "a process without a free descriptor is not busy with it",
+        "        self.accept_at = now + PAUSE_S\n",
+        "",
+        "test_a_process_without_a_free_descriptor_keeps_its_streams[gthread]",
+    ),
+    gthread(
+        "a lack of descriptors does not fill the log",
+        "        if now >= self.log_shortage_at:\n",
+        "        if True:\n",
+        "test_a_process_without_a_free_descriptor_keeps_its_streams[gthread]",
     ),
     gthread(
         "a connection that is closed lingers in the pool",
         """\
-            util.close_graceful(conn.sock, timeout=LINGER_S)
-            conn.close = lambda graceful=False: util.close(conn.sock)
+                util.close_graceful(conn.sock, timeout=LINGER_S)
+                conn.close = lambda graceful=False: util.close(conn.sock)
 """,
-        "            pass\n",
+        "                pass\n",
         "tests/test_process.py::test_clients_that_keep_their_sockets_do_not_hold_up_the_threaded_worker",
     ),
     gthread(
@@ -278,12 +435,12 @@ _THREADS = [
                 listener.close()
 """,
         "            pass\n",
-        "tests/test_process.py::test_a_worker_that_is_told_alone_closes_its_door",
+        "tests/test_process.py::test_a_worker_that_another_one_follows_closes_its_door",
     ),
     gthread(
         "a worker that leaves does not wait for a first byte",
         """\
-        for conn in self.pending_conns:
+        for conn in self.arriving:
             conn.timeout = min(conn.timeout, deadline)
 """,
         "",

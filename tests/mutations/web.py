@@ -207,8 +207,8 @@ _OPERATION = [
     ),
     ops(
         "the progress of a load that hangs ends",
-        "    while engine.state is EngineState.LOADING and not engine.liveness():\n",
-        "    while engine.state is EngineState.LOADING:\n",
+        "not (engine.liveness() or engine.should_drain()):\n",
+        "not engine.should_drain():\n",
         "test_the_progress_of_a_load_that_hangs_ends",
     ),
     app(
