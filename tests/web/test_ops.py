@@ -47,6 +47,9 @@ def test_the_progress_of_a_load_that_hangs_ends(monkeypatch: pytest.MonkeyPatch)
         def liveness(self) -> str:
             return next(self.reasons, "still loading")
 
+        def should_drain(self) -> bool:
+            return False
+
     monkeypatch.setattr(ops, "PROGRESS_TICK_S", 0.0)
     engine: Any = Engine()
     *_, last, done = ops._progress(engine, keep_alive_s=100.0)
