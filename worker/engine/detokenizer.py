@@ -43,7 +43,7 @@ def _byte_of_character() -> dict[str, int]:
     return table | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTE_OF_CHARACTER = _byte_of_character()
+BYTE_OF_CHARACTER = _byte_of_character()
 
 
 class TokenBytes:
@@ -64,7 +64,7 @@ class TokenBytes:
         if token is None:  # a row of the embedding without a token behind it
             return b""
         try:
-            return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
         except KeyError:  # an added token, spelled in plain characters
             return token.encode()
 

@@ -1,11 +1,18 @@
 """Text to token ids for whoever asks, and detokenizers for the generation thread.
 
-Law: encoding is done under a lock and decoding on copies: a tokenizer of the `tokenizers` library that two threads
-share raises `Already borrowed`. Torch-free.
+Law: whatever two threads share is only read. A tokenizer of the `tokenizers` library that is changed while another
+thread uses it raises `Already borrowed`, so encoding changes nothing (transformers' own `encode` sets truncation and
+padding each time), and decoding is done on a copy. No lock is held while a long text is encoded: a greenlet that waited
+for a native one would stop everybody.
+A panic of the library is a `BaseException`, which passes every `except Exception` on its way up and would end the
+generation thread. It leaves here as a RuntimeError. Torch-free.
 """
 
 import copy
-from typing import Any
+import json
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from worker.engine.detokenizer import (
     ByteLevelDetokenizer,
@@ -14,9 +21,9 @@ from worker.engine.detokenizer import (
     WindowDetokenizer,
     is_byte_level,
 )
+from worker.engine.token_span import token_span
 from worker.errors import FieldError, InvalidRequest
 from worker.request import Message
-from worker.streams.native import new_lock
 
 # What a model without a chat template gets: roles as plain words, which any language model can follow a little.
 DEFAULT_CHAT_TEMPLATE = (
@@ -25,30 +32,52 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _without_panics(call: Callable[P, R]) -> Callable[P, R]:
+    @wraps(call)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as panic:  # `pyo3_runtime.PanicException`, which has no module to import it from
+            raise RuntimeError(f"the tokenizers library has panicked: {panic}") from panic
+
+    return guarded
+
+
 class Tokenizer:
-    """A transformers tokenizer behind a lock."""
+    """A transformers tokenizer that threads and greenlets share.
+
+    Attributes:
+        is_shareable: Whether several threads may encode at once. Not with a tokenizer in plain Python.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         """Take over `tokenizer` (a `PreTrainedTokenizerBase`): nobody else may use it from now on."""
         self._tokenizer = tokenizer
-        # A native lock: threads and greenlets encode here. `encode_batch` releases the GIL (1 MB of text held it
-        # for 360 ms through `encode`, 8 ms through this), and a greenlet does not yield in it.
-        self._lock = new_lock()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend = backend
-        if backend is not None:  # a tokenizer.json may say that inputs are cut or padded, as for training
-            backend.no_truncation()
-            backend.no_padding()
-        self._decode_copy = copy.deepcopy(backend if backend is not None else tokenizer)
-        if backend is not None:
-            added = self._decode_copy.get_added_tokens_decoder()
-            self._special_ids = frozenset(i for i, token in added.items() if token.special)
-            self._token_of_id = self._decode_copy.id_to_token
-        else:
-            self._special_ids = frozenset(tokenizer.all_special_ids)
-            self._token_of_id = self._decode_copy.convert_ids_to_tokens
+        self.is_shareable = backend is not None
+        self._span: int | None = None
         self._token_bytes: TokenBytes | None = None
-        if backend is not None and is_byte_level(self._decode_copy.to_str()):
+        if backend is None:
+            self._decode_copy = copy.deepcopy(tokenizer)
+            self._special_ids = frozenset(tokenizer.all_special_ids)
+            self._token_of_id = _without_panics(self._decode_copy.convert_ids_to_tokens)
+            return
+        backend.no_truncation()  # a tokenizer.json may say that inputs are cut or padded, as for training
+        backend.no_padding()
+        self._decode_copy = copy.deepcopy(backend)
+        added = self._decode_copy.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._token_of_id = _without_panics(self._decode_copy.id_to_token)
+        description = self._decode_copy.to_str()
+        self._span = token_span(json.loads(description))
+        if is_byte_level(description):
             self._token_bytes = TokenBytes(self._token_of_id, self._special_ids)
 
     @property
@@ -59,8 +88,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a raw prompt, with the special tokens that the model expects around one. Any thread."""
-        with self._lock:
-            return self._encode(text, add_special_tokens=True)
+        return self._encode(text, add_special_tokens=True)
+
+    def min_tokens(self, text: str) -> int:
+        """How many tokens a raw prompt has at least. A count of bytes, without the work of encoding. Any thread."""
+        return 0 if self._span is None else -(-len(text.encode()) // self._span)
 
     def encode_chat(self, messages: list[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next turn begins. Any thread.
@@ -68,24 +100,36 @@ class Tokenizer:
         Raises:
             InvalidRequest: The model's chat template refuses this conversation.
         """
+        # A template has written the special tokens already.
+        return self._encode(self._write(messages), add_special_tokens=not self._tokenizer.chat_template)
+
+    def min_chat_tokens(self, messages: list[Message]) -> int:
+        """How many tokens a conversation has at least, once the template has written it: it may leave some out.
+
+        Raises:
+            InvalidRequest: As `encode_chat`.
+        """
+        return 0 if self._span is None else self.min_tokens(self._write(messages))
+
+    def _write(self, messages: list[Message]) -> str:
         conversation = [message.model_dump() for message in messages]
         template = None if self._tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE
-        with self._lock:
-            try:
-                text = self._tokenizer.apply_chat_template(
-                    conversation, chat_template=template, tokenize=False, add_generation_prompt=True
-                )
-            except Exception as error:  # a template is a program of the model's author and may raise anything
-                raise InvalidRequest(
-                    [FieldError("messages", "chat_template", f"the model's chat template refuses them: {error}")]
-                ) from error
-            # The template has written the special tokens already.
-            return self._encode(text, add_special_tokens=template is not None)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the model's author and may raise anything
+            raise InvalidRequest(
+                [FieldError("messages", "chat_template", f"the model's chat template refuses them: {error}")]
+            ) from error
+        return text
 
+    @_without_panics
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self._backend is None:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
             return ids
+        # Unlike `encode` it releases the GIL: 1 MB of text held it for 360 ms through that, 8 ms through this.
         encoding: list[int] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return encoding
 
@@ -95,6 +139,7 @@ class Tokenizer:
             return ByteLevelDetokenizer(self._token_bytes)
         return WindowDetokenizer(self._decode, self._token_of_id, self._special_ids)
 
+    @_without_panics
     def _decode(self, token_ids: list[int]) -> str:
         if self._backend is not None:
             text: str = self._decode_copy.decode(token_ids, skip_special_tokens=True)
