@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from worker.errors import FieldError, InvalidRequest
 from worker.request import (
+    MAX_DEPTH,
+    MAX_VALUES,
     ChatCompletionRequest,
     CompletionRequest,
     GenerateRequest,
@@ -292,6 +294,77 @@ def test_nesting_of_any_depth_is_a_bad_request(field: str, shape: str) -> None:
         name = field.removesuffix(".deep")
         raw = f'{{"{name}": {value}}}' if field == name else f'{{"prompt": "a", "messages": [{value}]}}'
         assert errors_of(raw.encode())
+
+
+def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
+    """An unknown field this deep: the object around it is one level. The escape has the text looked through."""
+    value = opening * (depth - 1) + closing * (depth - 1)
+    return f'{{"\\u0041": {value.replace(opening + closing, "{}" if closing == "}" else "[]")}}}'.encode()
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_has_a_limit_of_its_own_which_is_named(opening: str, closing: str) -> None:
+    assert "json" not in [error.constraint for error in errors_of(nested(MAX_DEPTH, opening, closing))]
+    for depth in (MAX_DEPTH + 1, 900, 960, 9_000):
+        (error,) = errors_of(nested(depth, opening, closing))
+        assert (error.field, error.constraint) == ("body", "json")
+        assert f"more than {MAX_DEPTH} levels" in error.message
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}', "prompt"),
+        (b'{"prompt": "a", "seed": 1, "temperature": 1, "seed": 1}', "seed"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+        (rb'{"\ud800": 1, "\ud800": 2}', "\\ud800"),
+    ],
+)
+def test_a_field_that_is_there_twice_is_refused_by_name(raw: bytes, name: str) -> None:
+    (error,) = errors_of(raw)
+    assert (error.field, error.constraint) == (name, "duplicate")
+
+
+def test_values_are_bounded_in_number() -> None:
+    for raw in (
+        b'{"messages":[' + b"1," * MAX_VALUES + b"1]}",
+        b'{"prompt":"a","x":[' + b"[]," * MAX_VALUES + b"[]]}",
+        b"{" + b",".join(b'"%d":"%d"' % (n, n) for n in range(MAX_VALUES + 2)) + b"}",
+    ):
+        (error,) = errors_of(raw)
+        assert (error.field, error.constraint) == ("body", "too_many")
+        assert str(MAX_VALUES) in error.message
+
+
+def test_a_thousand_messages_are_accepted() -> None:
+    assert len(parse(messages=HELLO * 3000).messages or ()) == 3000
+
+
+@pytest.mark.parametrize("text", ['{"a": [1,2], "b": "c"}' * 4000, "," * 30_000, '\\"' * 30_000, "\\\\" * 30_000])
+def test_what_is_in_a_string_is_no_value(text: str) -> None:
+    assert parse(prompt=text).prompt == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", [b'{"a":"' + rb"\"," * 300_000, b'"' * 400_001 + b"," * 20_000, b'"\\' + b"," * 20_000])
+def test_strings_that_do_not_end_are_refused_quickly(raw: bytes) -> None:
+    """To look for the end of a string from each quote in it would take hours."""
+    started_at = time.process_time()
+    assert errors_of(raw)
+    assert time.process_time() - started_at < 2.0
+
+
+def test_two_of_many_fields_are_found_quickly() -> None:
+    names = [*range(5000), 4999]
+    started_at = time.process_time()
+    (error,) = errors_of(b"{" + b",".join(b'"%d":1' % name for name in names) + b"}")
+    assert error.field == "4999"
+    assert time.process_time() - started_at < 0.5
+
+
+def test_a_long_name_of_an_unknown_field_is_not_repeated_whole() -> None:
+    (error,) = errors_of(body(**{"x" * 10_000: 1}))
+    assert len(error.field) < 100
 
 
 @pytest.mark.parametrize(
