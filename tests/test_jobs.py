@@ -21,8 +21,8 @@ from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
 from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
-from worker.jobs import Job, JobReader, Jobs, OnDisconnect
-from worker.request import GenerateRequest
+from worker.jobs import LONG_CHARACTERS, SHORT_CHARACTERS, Job, JobReader, Jobs, OnDisconnect
+from worker.request import GenerateRequest, Message
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup, Wakeup
@@ -46,7 +46,7 @@ def jobs_of(**changed: Any) -> Iterator[tuple[Jobs, Engine, GatedRunner]]:
         assert engine.stop(WAIT_S)
 
 
-def request(prompt: str = "hello", **fields: Any) -> GenerateRequest:
+def request(prompt: str | None = "hello", **fields: Any) -> GenerateRequest:
     return GenerateRequest(**{"prompt": prompt, "max_tokens": 3, "temperature": 0.0, **fields})
 
 
@@ -127,20 +127,46 @@ def test_requests_with_one_key_that_come_together_are_one_job() -> None:
 
 def test_while_a_job_is_made_its_key_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     with jobs_of() as (jobs, engine, _):
-        start = jobs.start
+        submit = engine.submit
         made: list[Job] = []
         other = threading.Thread(target=lambda: made.append(jobs.start_once("key", request(), "continue")[0]))
 
-        def start_and_be_overtaken(asked: GenerateRequest, on_disconnect: OnDisconnect) -> Job:
+        def submit_and_be_overtaken(sequence: Sequence) -> None:
             if other.ident is None:
                 other.start()
                 other.join(0.05)  # it has to wait for us
-            return start(asked, on_disconnect)
+            submit(sequence)
 
-        monkeypatch.setattr(jobs, "start", start_and_be_overtaken)
+        monkeypatch.setattr(engine, "submit", submit_and_be_overtaken)
         made.append(jobs.start_once("key", request(), "continue")[0])
         other.join(WAIT_S)
         assert made[0] is made[1]
+        assert engine.num_open == 1
+
+
+def test_a_request_that_is_sent_again_needs_no_room() -> None:
+    with jobs_of(max_slots=1, max_queue=0) as (jobs, _, _runner):
+        job, _ = jobs.start_once("key", request(), "continue")
+        assert jobs.start_once("key", request(), "continue") == (job, True)
+
+
+def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And meanwhile the lock around the keys is free: a greenlet that waited for it would stop everybody."""
+    with jobs_of() as (jobs, engine, _):
+        encode = engine.model.tokenizer.encode
+        made: list[Job] = []
+
+        def encode_and_be_overtaken(text: str) -> list[int]:
+            assert jobs._keys_lock.acquire(False)
+            jobs._keys_lock.release()
+            monkeypatch.setattr(engine.model.tokenizer, "encode", encode)
+            made.append(jobs.start_once("key", request(), "continue")[0])
+            return encode(text)
+
+        monkeypatch.setattr(engine.model.tokenizer, "encode", encode_and_be_overtaken)
+        later, is_known = jobs.start_once("key", request(), "continue")
+        assert is_known
+        assert later is made[0]
         assert engine.num_open == 1
 
 
@@ -213,6 +239,77 @@ def test_a_full_server_refuses_before_it_encodes(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(tokenizer, "encode", encode)
         with pytest.raises(Overloaded):
             jobs.start(request(), "continue")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": "a" * 1_000_000}, {"prompt": None, "messages": [Message(role="user", content="a" * 1_000_000)]}],
+)
+def test_what_is_far_too_long_is_refused_and_not_encoded(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 MB took 2 s, of a native lock that every other request waited for."""
+    with jobs_of() as (jobs, engine, _):
+
+        def encode(*args: object) -> list[int]:
+            raise AssertionError("a prompt was encoded for nothing")
+
+        monkeypatch.setattr(engine.model.tokenizer, "_encode", encode)
+        with pytest.raises(InvalidRequest, match="at least") as refusal:
+            jobs.start(request(**fields), "continue")
+        assert [error.field for error in refusal.value.errors] == ["messages" if "messages" in fields else "prompt"]
+        assert "so send at most 511" in refusal.value.message
+
+
+def test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with jobs_of(max_queue=20) as (jobs, engine, _):
+        places: list[str] = []
+
+        class Noting:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def run(self, work: Callable[[], Any]) -> Any:
+                places.append(self.name)
+                return work()
+
+        jobs._aside, jobs._far_aside = Noting("aside"), Noting("far")
+        monkeypatch.setattr(engine.model.tokenizer, "_encode", lambda text, add_special_tokens: [5])
+        monkeypatch.setattr(engine.model.tokenizer, "_span", 10**6)
+        for length in (SHORT_CHARACTERS, SHORT_CHARACTERS + 1, LONG_CHARACTERS, LONG_CHARACTERS + 1):
+            jobs.start(request("a" * length), "continue")
+        assert places == ["aside", "aside", "far"]
+        places.clear()
+        many = [Message(role="user", content="a")] * 100
+        jobs.start(request(prompt=None, messages=many), "continue")  # a template has work with each
+        assert places == ["aside"]
+        places.clear()
+        monkeypatch.setattr(engine.model.tokenizer, "is_shareable", False)
+        for length in (1, LONG_CHARACTERS + 1):
+            jobs.start(request("a" * length), "continue")
+        assert places == ["aside", "aside"], "a tokenizer in plain Python is used by one thread at a time"
+
+
+def test_a_default_never_makes_a_request_too_long() -> None:
+    with jobs_of(max_queue=20) as (jobs, _, _runner):
+
+        def limit(*, prompt: str, max_tokens: int | None) -> int:
+            job = jobs.start(request(prompt, max_tokens=max_tokens), "continue", 16)
+            sequence = job._sequence()
+            assert sequence is not None
+            return sequence.params.max_tokens
+
+        assert limit(prompt="a", max_tokens=None) == 16
+        assert limit(prompt="a" * 506, max_tokens=None) == 6
+        assert limit(prompt="a", max_tokens=100) == 100
+
+
+def test_a_limit_of_many_digits_is_not_repeated_whole() -> None:
+    with jobs_of() as (jobs, _, _runner), pytest.raises(InvalidRequest) as refusal:
+        jobs.start(request(max_tokens=10**4000), "continue")
+    assert len(refusal.value.message) < 300
 
 
 def test_who_waits_is_told_each_place_on_the_way() -> None:
@@ -326,6 +423,39 @@ def test_a_job_that_is_forgotten_is_forgotten_once_and_tells_its_sender() -> Non
         jobs.forget(job)
         with pytest.raises(UnknownJob):
             jobs.get(job.id)
+
+
+def test_a_job_that_somebody_reads_is_not_forgotten_with_another_reader() -> None:
+    with jobs_of() as (jobs, _, runner):
+        job = jobs.start(request(), "cancel")
+        one, other = job.read(), job.read()
+        one.close()
+        jobs.forget_unread(job)
+        assert jobs.get(job.id) is job
+        runner.open()
+        events: list[Event] = []
+        while not other.is_done:
+            events += [event for _, event in other.read(WAIT_S)]
+        assert isinstance(events[-1], End)
+        other.close()
+        jobs.forget_unread(job)
+        with pytest.raises(UnknownJob, match="has been replaced"):
+            jobs.get(job.id)
+
+
+def test_who_reads_a_job_that_is_forgotten_is_told_an_ending() -> None:
+    """Who came just then. What waited is lost, so nothing may say that the answer is whole."""
+    with jobs_of() as (jobs, _, _runner):
+        job = jobs.start(request(), "continue")
+        reader = job.read()
+        assert [number for number, _ in reader.read(WAIT_S)] == [0]
+        jobs.forget(job)
+        ((number, terminal),) = reader.read(WAIT_S)
+        assert number == 1
+        assert isinstance(terminal, Failure)
+        assert (terminal.code, terminal.usage.prompt_tokens) == ("INCOMPLETE", job.num_prompt_tokens)
+        assert reader.is_done
+        reader.close()
 
 
 def test_a_job_that_runs_is_never_forgotten() -> None:

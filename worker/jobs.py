@@ -10,27 +10,47 @@ import math
 import time
 import uuid
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
-from worker.engine.endings import INCOMPLETE
+from worker.engine.detokenizer import IncrementalDetokenizer
+from worker.engine.endings import INCOMPLETE, failure_event
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence, SequenceState
-from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
+from worker.errors import FieldError, Incomplete, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Failure, Started, StopReason, Terminal, Token, Usage, merge_waiting
-from worker.request import GenerateRequest
+from worker.request import GenerateRequest, shorten
 from worker.settings import Settings
-from worker.streams.channel import EndOfChannel, ReceiveChannel, Receiver, SendChannel, merge, open_channel
+from worker.streams.aside import Aside, new_aside
+from worker.streams.channel import (
+    ChannelClosed,
+    EndOfChannel,
+    ReceiveChannel,
+    Receiver,
+    SendChannel,
+    merge,
+    open_channel,
+)
 from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Waiter, Wakeup
+
+if TYPE_CHECKING:
+    from worker.engine.loader import LoadedModel
 
 OnDisconnect = Literal["cancel", "continue"]
 
 # What an event weighs in a journal besides its text: the object, its numbers, its place in the list. Measured with
 # `sys.getsizeof` on CPython 3.11, rounded up.
 EVENT_BYTES = 250
+# What is shorter is encoded where it comes in, in a few milliseconds: a thread would be more trouble. What is longer
+# than the second waits for its like only.
+SHORT_CHARACTERS = 4_096
+LONG_CHARACTERS = 65_536
+MESSAGE_CHARACTERS = 50  # what a template writes around a message, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +132,11 @@ class Job:
             return JobStatus("QUEUED", Usage(self.num_prompt_tokens, 0), None)
         return JobStatus("RUNNING", sequence.usage, None)
 
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody reads it now."""
+        return self._num_readers > 0
+
     def expire(self, now: float, orphan_ttl_s: float) -> None:
         """Note the end of the job; cancel it if nobody has read it for too long.
 
@@ -137,12 +162,18 @@ class Job:
         """Move what waits from the channel to the journal, the end too if it is there."""
         if self.ended_at is not None:
             return
+        terminal: Terminal
         try:
             while events := self._receiver.take():
                 self._append(events)
+            return
         except EndOfChannel as end:
-            self._append([end.reason])
-            self.ended_at = time.monotonic()
+            terminal = end.reason
+        except ChannelClosed:  # forgotten just when a reader came: what waited is lost, and no end may say otherwise
+            error = Incomplete("the job was forgotten while it was read; send the request again")
+            terminal = failure_event(error, self.status().usage)
+        self._append([terminal])
+        self.ended_at = time.monotonic()
 
     def _append(self, events: list[Event]) -> None:
         self._journal += events
@@ -214,8 +245,15 @@ class Jobs:
         # Guards _keyed: of two requests with one key that come at the same time, one makes the job.
         self._keys_lock = new_lock()
         self._keyed: dict[str, tuple[Job, bytes]] = {}
+        self._aside, self._far_aside = new_aside(), new_aside()
 
-    def start_once(self, key: str, request: GenerateRequest, on_disconnect: OnDisconnect) -> tuple[Job, bool]:
+    def start_once(
+        self,
+        key: str,
+        request: GenerateRequest,
+        on_disconnect: OnDisconnect,
+        default_max_tokens: int | None = None,
+    ) -> tuple[Job, bool]:
         """Admit a request, unless one with this idempotency key has been: then that one's job.
 
         A request that was refused has used up no key. A key is free again when its job has expired.
@@ -227,37 +265,58 @@ class Jobs:
             KeyReused: The key belongs to a different request.
             NotReady, Overloaded, InvalidRequest: As `start`.
         """
-        digest = hashlib.sha256(request.model_dump_json().encode()).digest()
+        digest = hashlib.sha256(f"{default_max_tokens} {request.model_dump_json()}".encode()).digest()
         with self._keys_lock:
-            known = self._keyed.get(key)
-            if known is None or known[0].id not in self._jobs:
-                job = self.start(request, on_disconnect)
-                self._keyed[key] = job, digest
-                return job, False
+            known = self._known(key)
+        if known is None:
+            # Outside of the lock, which greenlets wait for natively: a long prompt would stop everybody.
+            admitted = self._admit(request, on_disconnect, default_max_tokens)
+            with self._keys_lock:
+                known = self._known(key)
+                if known is None:
+                    job = self._launch(admitted, on_disconnect)
+                    self._keyed[key] = job, digest
+                    return job, False
         if known[1] != digest:
             raise KeyReused(
                 f"the Idempotency-Key {key!r} belongs to another request; send a new key with a new request"
             )
         return known[0], True
 
-    def start(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Job:
+    def _known(self, key: str) -> tuple[Job, bytes] | None:
+        known = self._keyed.get(key)
+        return known if known is not None and known[0].id in self._jobs else None
+
+    def start(
+        self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None = None
+    ) -> Job:
         """Admit a request and queue it.
 
         Args:
             request: Validated by its schema.
             on_disconnect: What the route does if the request does not say.
+            default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
+                much. None: all that the context leaves.
 
         Raises:
             NotReady: Loading, draining or dead.
             Overloaded: Every slot and every place in the queue is taken.
             InvalidRequest: It can never fit, or its deadline is above the server's.
         """
+        return self._launch(self._admit(request, on_disconnect, default_max_tokens), on_disconnect)
+
+    def _admit(
+        self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None
+    ) -> "_Admitted":
         self._engine.check_room()  # before the work of encoding
         model = self._engine.model
         deadlines = self._deadlines(request, on_disconnect)
-        prompt_ids = self._encode(request)
-        max_tokens = self._max_tokens(request, len(prompt_ids), model.max_context)
+        prompt_ids = self._encode(request, model)
+        max_tokens = _max_tokens(request, len(prompt_ids), model.max_context, default_max_tokens)
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer.new_detokenizer())
 
+    def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect) -> Job:
+        request = admitted.request
         job_id = uuid.uuid4().hex
         sender: SendChannel[Event, Terminal]
         receiver: ReceiveChannel[Event, Terminal]
@@ -272,11 +331,11 @@ class Jobs:
             source = merge(self._wakeup, receiver, heard)
         sequence = Sequence(
             request_id=job_id,
-            prompt_ids=prompt_ids,
-            params=request.sampling(max_tokens),
+            prompt_ids=admitted.prompt_ids,
+            params=request.sampling(admitted.max_tokens),
             sender=sender,
-            detokenizer=model.tokenizer.new_detokenizer(),
-            deadlines=deadlines,
+            detokenizer=admitted.detokenizer,
+            deadlines=admitted.deadlines,
             narrator=narrator,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -294,7 +353,8 @@ class Jobs:
         job = self._jobs.get(job_id)
         if job is None:
             raise UnknownJob(
-                f"no job has the id {job_id!r}; ended jobs are kept for {self._settings.job_ttl_s:g} s after their end"
+                f"no job has the id {shorten(repr(job_id))}; ended jobs are kept for {self._settings.job_ttl_s:g} s "
+                "after their end, or the server has been replaced since"
             )
         return job
 
@@ -302,6 +362,11 @@ class Jobs:
         """Drop a job that nobody will ask for again. Idempotent."""
         if self._jobs.pop(job.id, None) is not None:
             job.close()
+
+    def forget_unread(self, job: Job) -> None:
+        """Drop a job as `forget` does, unless somebody reads it. Then it is kept as any other."""
+        if not job.has_readers:
+            self.forget(job)
 
     def sweep(self) -> None:
         """Cancel orphans; forget what ended long ago, and the oldest of what has ended when it is too much."""
@@ -339,34 +404,72 @@ class Jobs:
             slow_consumer_s=math.inf if goes_on else settings.slow_consumer_s,
         )
 
-    def _encode(self, request: GenerateRequest) -> list[int]:
-        tokenizer = self._engine.model.tokenizer
-        if request.messages is not None:
-            prompt_ids = tokenizer.encode_chat(request.messages)
+    def _encode(self, request: GenerateRequest, model: "LoadedModel") -> list[int]:
+        """The prompt's token ids. What is long is encoded aside, and what can never fit is not encoded at all."""
+        tokenizer, messages, prompt = model.tokenizer, request.messages, request.prompt or ""
+        encode: Callable[[], list[int]]
+        if messages is None:
+            num_characters = len(prompt)
+            encode = partial(tokenizer.encode, prompt)
         else:
-            prompt_ids = tokenizer.encode(request.prompt or "")
+            num_characters = sum(len(message.content) + MESSAGE_CHARACTERS for message in messages)
+            encode = partial(tokenizer.encode_chat, messages)
+        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:
+            prompt_ids = encode()
+        elif messages is None:
+            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")
+            prompt_ids = self._place(num_characters, model).run(encode)
+        else:
+
+            def encode_if_it_fits() -> list[int]:
+                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")
+                return encode()
+
+            prompt_ids = self._place(num_characters, model).run(encode_if_it_fits)
         if not prompt_ids:
             raise InvalidRequest([FieldError(_input_field(request), "too_short", "holds no token; send some text")])
         return prompt_ids
 
-    def _max_tokens(self, request: GenerateRequest, num_prompt_tokens: int, max_context: int) -> int:
-        """The request's own limit, or all that the context leaves."""
-        left = max_context - num_prompt_tokens
-        if left < 1:
-            message = (
-                f"is {num_prompt_tokens} tokens long; prompt and answer together may have {max_context}, so send at "
-                f"most {max_context - 1}"
-            )
-            raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
-        if request.max_tokens is None:
-            return left
-        if request.max_tokens > left:
-            message = (
-                f"is {request.max_tokens}, and the prompt has {num_prompt_tokens} tokens; together they may have "
-                f"{max_context}, so ask for at most {left}"
-            )
-            raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
-        return request.max_tokens
+    def _place(self, num_characters: int, model: "LoadedModel") -> Aside:
+        is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable
+        return self._far_aside if is_far else self._aside
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A request that fits, and what has been found out about it."""
+
+    request: GenerateRequest
+    prompt_ids: list[int]
+    max_tokens: int
+    deadlines: Deadlines
+    detokenizer: IncrementalDetokenizer
+
+
+def _check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: int, least: str = "") -> None:
+    if num_prompt_tokens >= max_context:
+        message = (
+            f"is {least}{num_prompt_tokens} tokens long; prompt and answer together may have {max_context}, so send "
+            f"at most {max_context - 1}"
+        )
+        raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
+
+
+def _max_tokens(
+    request: GenerateRequest, num_prompt_tokens: int, max_context: int, default_max_tokens: int | None
+) -> int:
+    """The request's own limit, or the default as far as the context leaves room for it."""
+    _check_fits(request, num_prompt_tokens, max_context)
+    left = max_context - num_prompt_tokens
+    if request.max_tokens is None:
+        return left if default_max_tokens is None else min(left, default_max_tokens)
+    if request.max_tokens > left:
+        message = (
+            f"is {shorten(str(request.max_tokens))}, and the prompt has {num_prompt_tokens} tokens; together they may "
+            f"have {max_context}, so ask for at most {left}"
+        )
+        raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
+    return request.max_tokens
 
 
 def _input_field(request: GenerateRequest) -> str:

@@ -1,8 +1,11 @@
-"""Guards of worker/jobs.py: the journal and its readers, who leaves, keys, and what is forgotten when."""
+"""Guards of worker/jobs.py (the journal and its readers, who leaves, keys, what is forgotten when) and of encoding."""
 
 from tests.mutations.mutation import Mutation, taking_from
 
 jobs = taking_from("worker/jobs.py", "tests/test_jobs.py")
+tokenizer = taking_from("worker/engine/tokenizer.py", "tests/engine/test_tokenizer.py")
+span = taking_from("worker/engine/token_span.py", "tests/engine/test_token_span.py")
+aside = taking_from("worker/streams/aside.py", "tests/streams/test_aside.py")
 
 _JOURNAL = [
     jobs(
@@ -33,7 +36,7 @@ _JOURNAL = [
     ),
     jobs(
         "the terminal event is written down",
-        "            self._append([end.reason])\n",
+        "        self._append([terminal])\n",
         "",
         "TestJournal",
     ),
@@ -42,15 +45,15 @@ _JOURNAL = [
         """\
         if self.ended_at is not None:
             return
-        try:
+        terminal: Terminal
 """,
-        "        try:\n",
+        "        terminal: Terminal\n",
         "TestJournal",
     ),
     jobs(
         "a journal knows that it is complete",
-        "            self.ended_at = time.monotonic()\n",
-        "            pass\n",
+        "        self.ended_at = time.monotonic()\n",
+        "",
         "TestJournal",
     ),
     jobs(
@@ -208,6 +211,19 @@ _LEAVING = [
 
 _FORGETTING = [
     jobs(
+        "a job that somebody reads is not forgotten with another reader",
+        "        if not job.has_readers:\n",
+        "        if True:\n",
+        "test_a_job_that_somebody_reads_is_not_forgotten_with_another_reader",
+        "tests/web/test_admission.py::test_a_reader_of_a_chat_reads_on_when_its_client_leaves",
+    ),
+    jobs(
+        "who reads a job that is forgotten is told an ending",
+        "        except ChannelClosed:",
+        "        except ZeroDivisionError:",
+        "test_who_reads_a_job_that_is_forgotten_is_told_an_ending",
+    ),
+    jobs(
         "an ended job is forgotten after its time",
         "            if is_old or num_jobs",
         "            if num_jobs",
@@ -249,13 +265,13 @@ _KEYS = [
     jobs(
         "the lock around the keys",
         """\
-        with self._keys_lock:
-            known = self._keyed.get(key)
-""",
+            with self._keys_lock:
+                known = self._known(key)
+                if known""",
         """\
-        if True:
-            known = self._keyed.get(key)
-""",
+            if True:
+                known = self._known(key)
+                if known""",
         "test_while_a_job_is_made_its_key_is_taken",
     ),
     jobs(
@@ -275,15 +291,21 @@ _KEYS = [
         "test_a_key_belongs_to_its_request",
     ),
     jobs(
-        "a key makes one job",
-        "            if known is None or known[0].id not in self._jobs:\n",
-        "            if True:\n",
-        "test_the_same_key_and_request_are_one_job",
+        "a request that is sent again needs no room",
+        "        if known is None:\n            # Outside",
+        "        if True:\n            # Outside",
+        "test_a_request_that_is_sent_again_needs_no_room",
+    ),
+    jobs(
+        "of two that come together one makes the job",
+        "                if known is None:\n",
+        "                if True:\n",
+        "test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first",
     ),
     jobs(
         "the key of a job that is not there any more is free",
-        "            if known is None or known[0].id not in self._jobs:\n",
-        "            if known is None:\n",
+        "return known if known is not None and known[0].id in self._jobs else None",
+        "return known",
         "test_the_key_of_a_job_that_was_just_forgotten_is_free",
     ),
     jobs(
@@ -303,14 +325,14 @@ _ADMISSION = [
     ),
     jobs(
         "a prompt that can never fit is refused",
-        "        if left < 1:\n",
-        "        if False:\n",
+        "    if num_prompt_tokens >= max_context:\n",
+        "    if False:\n",
         "test_what_can_never_fit_is_refused",
     ),
     jobs(
         "a prompt and an answer that never fit together are refused",
-        "        if request.max_tokens > left:\n",
-        "        if False:\n",
+        "    if request.max_tokens > left:\n",
+        "    if False:\n",
         "test_what_can_never_fit_is_refused",
     ),
     jobs(
@@ -325,6 +347,129 @@ _ADMISSION = [
         "        if False:\n",
         "test_a_prompt_without_a_token_is_refused",
     ),
+    jobs(
+        "a prompt that is far too long is not encoded",
+        '            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
+        "",
+        "test_what_is_far_too_long_is_refused_and_not_encoded",
+    ),
+    jobs(
+        "a conversation that is far too long is not encoded",
+        '                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")\n',
+        "",
+        "test_what_is_far_too_long_is_refused_and_not_encoded",
+    ),
+    jobs(
+        "what is long is encoded aside",
+        "        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:\n",
+        "        if True:\n",
+        "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
+    ),
+    jobs(
+        "a tokenizer in plain Python is used by one thread at a time",
+        "        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:\n",
+        "        if num_characters <= SHORT_CHARACTERS:\n",
+        "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
+    ),
+    jobs(
+        "what is long does not wait for what is very long",
+        "        is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable\n",
+        "        is_far = False\n",
+        "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
+    ),
+    jobs(
+        "a default never makes a request too long",
+        "min(left, default_max_tokens)\n",
+        "default_max_tokens\n",
+        "test_a_default_never_makes_a_request_too_long",
+    ),
+    jobs(
+        "a limit of many digits is not repeated whole",
+        "shorten(str(request.max_tokens))",
+        "request.max_tokens",
+        "test_a_limit_of_many_digits_is_not_repeated_whole",
+    ),
 ]
 
-MUTATIONS: list[Mutation] = [*_JOURNAL, *_LEAVING, *_FORGETTING, *_KEYS, *_ADMISSION]
+_TOKENIZER = [
+    tokenizer(
+        "a panic of the library is an error",
+        "        except BaseException as panic:",
+        "        except ZeroDivisionError as panic:",
+        "test_a_panic_of_the_library_is_an_error_here",
+        "test_a_panic_at_the_name_of_a_token_is_an_error_here",
+        "tests/web/test_admission.py::test_a_prompt_that_the_tokenizer_fails_at_is_answered_in_the_shape_of_its_route",
+    ),
+    tokenizer(
+        "a panic while decoding is an error",
+        "    @_without_panics\n    def _decode(",
+        "    def _decode(",
+        "test_a_panic_of_the_library_is_an_error_here",
+    ),
+    tokenizer(
+        "a panic at the name of a token is an error",
+        "_without_panics(self._decode_copy.id_to_token)",
+        "self._decode_copy.id_to_token",
+        "test_a_panic_at_the_name_of_a_token_is_an_error_here",
+    ),
+    tokenizer(
+        "an exit passes",
+        "        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):\n",
+        "        except Exception:\n",
+        "test_an_exit_passes",
+    ),
+    tokenizer(
+        "a conversation is measured as the template writes it",
+        "self.min_tokens(self._write(messages))",
+        'self.min_tokens("".join(message.content for message in messages))',
+        "test_a_conversation_is_measured_as_the_template_writes_it",
+    ),
+    span(
+        "a model that does not know every byte has no bound",
+        "        not _spells_bytes(model, [*normalizers, *pre_tokenizers])\n        or None in factors\n",
+        "        None in factors\n",
+        "test_a_model_that_does_not_know_every_byte_has_none",
+    ),
+    span(
+        "a normalizer that may shorten has no bound",
+        "        or None in factors\n",
+        "",
+        "test_what_may_drop_text_has_no_bound",
+    ),
+    span(
+        "a pre-tokenizer that drops text has no bound",
+        "        or not all(_keeps_text(part) for part in pre_tokenizers)\n",
+        "",
+        "test_what_may_drop_text_has_no_bound",
+    ),
+    span(
+        "a token that swallows spaces has no bound",
+        '        or any(token["lstrip"] or token["rstrip"] for token in added)\n',
+        "",
+        "test_what_may_drop_text_has_no_bound",
+    ),
+    span(
+        "a normalizer that shortens to a part counts",
+        "        longest *= factor or 1\n",
+        "        pass\n",
+        "test_what_keeps_text_has_a_bound",
+    ),
+    aside(
+        "one piece of work is done at a time",
+        """\
+        with self._lock:
+            return work()
+""",
+        "        return work()\n",
+        "test_one_piece_of_work_is_done_at_a_time",
+    ),
+    aside(
+        "one piece of work is done at a time, for greenlets",
+        "ThreadPool(1, hub=gevent.get_hub())",
+        "ThreadPool(8, hub=gevent.get_hub())",
+        "test_one_piece_of_work_is_done_at_a_time",
+        is_gevent=True,
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_JOURNAL, *_LEAVING, *_FORGETTING, *_KEYS, *_ADMISSION, *_TOKENIZER]

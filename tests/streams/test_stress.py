@@ -14,7 +14,10 @@ from tests.streams.flood import flood, flood_jittered, flood_merged
 
 ROOT = Path(__file__).parents[2]
 HERE = Path("tests/streams")
-LAWS = [str(HERE / name) for name in ("test_channel.py", "test_merge.py", "test_narration.py", "test_wakeup.py")]
+LAWS = [
+    str(HERE / name)
+    for name in ("test_channel.py", "test_merge.py", "test_narration.py", "test_wakeup.py", "test_aside.py")
+]
 SAME_EVERYWHERE = ("Machine", "merge_waiting", "merged_tokens", "script")  # neither thread nor wake-up in it
 
 

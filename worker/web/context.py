@@ -1,20 +1,29 @@
-"""What the routes share: one object per app, made by `create_app`."""
+"""What the routes share: one object per app, made by `create_app`, how a body is read, and how a job begins."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from functools import partial
 
 from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.engine.engine import Engine
 from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
-from worker.jobs import Jobs
+from worker.jobs import Job, Jobs, OnDisconnect
 from worker.observe.log import RecordWriter
-from worker.request import Body, parse_body
+from worker.request import Body, GenerateRequest, parse_body
 from worker.settings import Settings
+from worker.streams.aside import Aside, new_aside
 from worker.web.patience import body_within
 from worker.web.sse import OpenStreams
 
 EXTENSION = "endstop"
+KEY_HEADER = "Idempotency-Key"
+MAX_KEY_CHARACTERS = 255
+# Of a body that is there already, a greenlet would read all and parse all before anybody else gets a turn: 15 ms for
+# each of 2 MB, and two dozen may come at once.
+PIECE_BYTES = 131_072
+TURN_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class Context:
     jobs: Jobs
     streams: OpenStreams
     records: RecordWriter
+    aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
 
 def context() -> Context:
@@ -58,7 +68,7 @@ def read_body(schema: type[Body]) -> Body:
     limit = settings.max_body_bytes
     try:
         with body_within(request.environ, settings.body_timeout_s):
-            body = request.stream.read(limit)
+            body = _read_in_turns(limit)
             # Of a chunked body werkzeug gives the beginning, and the error only when asked for more.
             request.stream.read(1)
     except RequestEntityTooLarge:
@@ -75,4 +85,39 @@ def read_body(schema: type[Body]) -> Body:
     if request.content_length is not None and len(body) < request.content_length:
         message = f"{request.content_length} bytes were announced and {len(body)} came; send the whole body"
         raise InvalidRequest([FieldError("body", "transfer", message)])
-    return parse_body(schema, body)
+    parse = partial(parse_body, schema, body)
+    return parse() if len(body) <= PIECE_BYTES else context().aside.run(parse)
+
+
+def _read_in_turns(limit: int) -> bytes:
+    pieces: list[bytes] = []
+    num_left = limit
+    while num_left and (piece := request.stream.read(min(PIECE_BYTES, num_left))):
+        pieces.append(piece)
+        num_left -= len(piece)
+        if len(piece) == PIECE_BYTES:
+            time.sleep(TURN_S)
+    return b"".join(pieces)
+
+
+def start_job(
+    body: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None = None
+) -> tuple[Job, dict[str, str]]:
+    """The job that the current request asks for, and headers that say if an earlier one has made it.
+
+    Raises:
+        KeyReused, NotReady, Overloaded, InvalidRequest: As `Jobs.start_once`.
+    """
+    jobs = context().jobs
+    key = request.headers.get(KEY_HEADER)
+    if key is None:
+        return jobs.start(body, on_disconnect, default_max_tokens), {}
+    # Two headers come as one with a comma between.
+    if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()) or "," in key:
+        message = (
+            f"must be one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters without a comma; a UUID is good"
+        )
+        raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
+    # Who names a key means to come back: leaving must not cancel what the next try will ask for.
+    job, is_known = jobs.start_once(key, body, "continue", default_max_tokens)
+    return job, {"Idempotent-Replayed": "true"} if is_known else {}
