@@ -144,7 +144,6 @@ class CompletionRequest(_OpenAIFields):
     """Body of `POST /v1/completions`."""
 
     prompt: Annotated[str, Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16  # OpenAI's default on this route
 
     def to_generate(self) -> GenerateRequest:
         """The same request in the internal vocabulary."""

@@ -12,55 +12,68 @@ app = taking_from("app.py", "tests/test_app.py")
 _LEAVES = [
     sse(
         "readers are bounded in number",
-        "            is_full = self._num_open >= self._limit\n",
-        "            is_full = False\n",
-        "test_readers_are_bounded_and_one_that_is_refused_is_closed",
+        "        if self._num_open >= self._limit:\n",
+        "        if False:\n",
+        "test_places_are_bounded_in_number",
     ),
     sse(
-        "a reader that is refused is closed",
+        "a place is counted before there is a reader",
+        "            self._num_open += 1\n",
+        "            pass\n",
+        "test_places_are_bounded_in_number",
+    ),
+    sse(
+        "who fails to read frees its place",
         """\
-            reader.close()
-            raise Overloaded""",
-        "            raise Overloaded",
-        "test_readers_are_bounded_and_one_that_is_refused_is_closed",
+        if kind is not None:
+            self.close()
+""",
+        "        pass\n",
+        "test_who_fails_to_read_frees_its_place",
+    ),
+    sse(
+        "who comes too early is told how long a place has lately been taken",
+        "                self._service_rate.retry_after_s(time.monotonic(), too_many, 0),\n",
+        "                1,\n",
+        "test_when_to_come_back_is_how_long_a_place_has_lately_been_taken",
     ),
     sse(
         "a reader that ends is counted out",
-        "                self._num_open -= was_open\n",
-        "                pass\n",
+        "            self._num_open -= 1\n",
+        "",
         "test_a_reader_is_counted_out_once",
     ),
     sse(
         "a reader is counted out once",
-        "                was_open, is_open = is_open, False\n",
-        "                was_open = is_open\n",
+        "            place.is_free = True\n",
+        "",
         "test_a_reader_is_counted_out_once",
     ),
     sse(
         "a connection is watched",
-        "self._watcher.watch(sock, reader.close) if sock is not None else -1",
-        "-1",
+        "            self._fd = self._watcher.watch(sock, reader.close)\n",
+        "            pass\n",
         "test_a_client_that_leaves_closes_its_reader",
     ),
     sse(
         "the watch ends before the reader does",
         """\
-                if fd >= 0:
-                    self._watcher.unwatch(fd)
-                reader.close()
+            if self._fd >= 0:
+                self._watcher.unwatch(self._fd)
+            self._reader.close()
 """,
         """\
-                reader.close()
-                if fd >= 0:
-                    self._watcher.unwatch(fd)
+            self._reader.close()
+            if self._fd >= 0:
+                self._watcher.unwatch(self._fd)
 """,
         "test_the_watch_ends_before_the_reader_does",
     ),
     sse(
         "a reader that ends is closed",
-        "                    self._watcher.unwatch(fd)\n                reader.close()\n",
-        "                    self._watcher.unwatch(fd)\n",
-        "test_readers_are_bounded_and_one_that_is_refused_is_closed",
+        "                self._watcher.unwatch(self._fd)\n            self._reader.close()\n",
+        "                self._watcher.unwatch(self._fd)\n",
+        "test_a_reader_is_counted_out_once",
     ),
     disconnect(
         "an event of a descriptor's former life is not told",

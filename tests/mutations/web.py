@@ -1,11 +1,13 @@
-"""Guards of what is written: the bytes of a stream, its body, probes, and the housekeeper of the front door."""
+"""Guards at the front door: what is let in, the bytes of a stream, its body, probes, and the housekeeper."""
 
 from tests.mutations.mutation import Mutation, taking_from
 
 sse = taking_from("worker/web/sse.py", "tests/web/test_sse.py")
 body = taking_from("worker/web/sse.py", "tests/web/test_body.py")
-native = taking_from("worker/web/native.py", "tests/web/test_native_streams.py")
+native = taking_from("worker/web/native.py", "tests/web/test_admission.py")
 openai = taking_from("worker/web/openai.py", "tests/web/test_body.py")
+context = taking_from("worker/web/context.py", "tests/web/test_admission.py")
+request = taking_from("worker/request.py", "tests/test_request.py")
 ops = taking_from("worker/web/ops.py", "tests/web/test_ops.py")
 app = taking_from("app.py", "tests/test_app.py")
 
@@ -83,11 +85,11 @@ _STREAMS = [
         "    if False:",
         "tests/web/test_body.py::test_head_of_a_stream_makes_no_reader",
     ),
-    native(
+    context(
         "who names a key means to come back",
-        '    job, is_known = jobs.start_once(key, body, "continue")\n',
-        "    job, is_known = jobs.start_once(key, body, on_disconnect)\n",
-        "test_a_post_that_is_sent_again_makes_one_job[gthread-/execute]",
+        '    job, is_known = jobs.start_once(key, body, "continue", default_max_tokens)\n',
+        "    job, is_known = jobs.start_once(key, body, on_disconnect, default_max_tokens)\n",
+        "test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
 ]
 
@@ -152,27 +154,30 @@ _BODIES = [
     openai(
         "the finally that ends the reader of a whole answer",
         """\
-        try:
-            events = collect(reader, shared.engine, shared.settings.keep_alive_s)
-        finally:
-            close()
+            try:
+                events = collect(reader, shared.engine, shared.settings.keep_alive_s)
+            finally:
+                close()
 """,
         """\
-        events = collect(reader, shared.engine, shared.settings.keep_alive_s)
-        close()
+            try:
+                events = collect(reader, shared.engine, shared.settings.keep_alive_s)
+            except ZeroDivisionError:
+                raise
+            close()
 """,
         "test_a_whole_answer_that_fails_frees_its_slot",
     ),
     openai(
         "a chat is forgotten when it has been answered",
-        "        shared.jobs.forget(job)",
-        "        pass",
+        "                shared.jobs.forget_unread(job)\n",
+        "                pass\n",
         "test_a_chat_leaves_nothing_behind",
     ),
     openai(
         "the reader of a chat leaves when it has been answered",
-        "        leave()\n",
-        "",
+        "            place.close()\n",
+        "            pass\n",
         "test_a_chat_leaves_nothing_behind",
     ),
     openai(
@@ -195,15 +200,22 @@ _OPERATION = [
     ),
     ops(
         "readiness says that a step does not come back",
-        "        if reason := engine.liveness():\n",
+        "        if reason := shared.engine.liveness():\n",
         '        if reason := "":\n',
         "test_probes_say_that_a_step_does_not_come_back",
     ),
     ops(
-        "readiness ends where requests are refused",
-        "        elif engine.num_open >= shared.settings.max_streams:\n",
-        "        elif False:\n",
+        "readiness is what a request would be told",
+        "        shared.engine.check_room()\n",
+        "",
+        "test_readiness_is_what_a_request_would_be_told",
         "test_readiness_ends_where_requests_are_refused",
+    ),
+    ops(
+        "readiness ends where no stream can be read",
+        "        shared.streams.check_room()\n",
+        "",
+        "test_readiness_ends_where_no_stream_can_be_read",
     ),
     ops(
         "the progress of a load that hangs ends",
@@ -228,4 +240,112 @@ _OPERATION = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION]
+_ADMISSION = [
+    native(
+        "who gets no place to read makes no job",
+        """\
+    with context().streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
+        job, headers = start_job(body, "cancel")
+""",
+        """\
+    job, headers = start_job(body, "cancel")
+    with context().streams.reserve() as place:
+""",
+        "test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key[/execute-body0]",
+    ),
+    openai(
+        "who gets no place to read makes no job, of OpenAI's routes",
+        """\
+    with shared.streams.reserve() as place:  # as in `native.execute`
+        job, headers = _start(body)
+""",
+        """\
+    job, headers = _start(body)
+    with shared.streams.reserve() as place:
+""",
+        "tests/web/test_admission.py::test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key",
+    ),
+    openai(
+        "a chat with a key is kept",
+        "            if not is_kept:",
+        "            if True:",
+        "tests/web/test_admission.py::test_a_chat_with_a_key_that_is_sent_again_is_one_job",
+    ),
+    openai(
+        "a limit is called what the client has called it",
+        '            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error\n',
+        "            error\n",
+        "tests/web/test_admission.py::test_a_limit_is_called_what_the_client_has_called_it",
+    ),
+    openai(
+        "an error has the usage that was asked for",
+        '                    chunk["usage"] = _usage(event.usage)\n',
+        "                    pass\n",
+        "tests/web/test_admission.py::test_an_error_in_mid_stream_has_the_usage_that_was_asked_for",
+    ),
+    context(
+        "two keys are none",
+        ' or "," in key:\n',
+        ":\n",
+        "test_a_key_that_is_none_or_two_is_refused",
+    ),
+    context(
+        "a large body is parsed aside",
+        "    return parse() if len(body) <= PIECE_BYTES else context().aside.run(parse)\n",
+        "    return parse()\n",
+        "test_a_large_body_is_read_in_turns_and_parsed_aside",
+    ),
+    context(
+        "a large body is read in turns",
+        "            time.sleep(TURN_S)\n",
+        "            pass\n",
+        "test_a_large_body_is_read_in_turns_and_parsed_aside",
+    ),
+]
+
+_REQUESTS = [
+    request(
+        "values are bounded in number",
+        "    if _has_too_many_values(body):\n",
+        "    if False:\n",
+        "test_values_are_bounded_in_number",
+    ),
+    request(
+        "what is in a string is no value",
+        '_num_values(_STRING.sub(b"", body)) > MAX_VALUES\n',
+        "_num_values(body) > MAX_VALUES\n",
+        "test_what_is_in_a_string_is_no_value",
+    ),
+    request(
+        "a string that does not end reaches to the end",
+        """(?:"|\\Z)', re.DOTALL)""",
+        """"', re.DOTALL)""",
+        "test_strings_that_do_not_end_are_refused_quickly",
+    ),
+    request(
+        "nesting has a limit of its own",
+        "    if _is_deeper_than(MAX_DEPTH, data):\n",
+        "    if False:\n",
+        "test_nesting_has_a_limit_of_its_own_which_is_named",
+    ),
+    request(
+        "the reader's own limit of nesting is the same refusal",
+        "    except RecursionError:\n        raise _too_deep() from None\n",
+        "",
+        "test_nesting_has_a_limit_of_its_own_which_is_named",
+    ),
+    request(
+        "a field that is there twice is refused",
+        "    if len(fields) < len(pairs):\n",
+        "    if False:\n",
+        "test_a_field_that_is_there_twice_is_refused_by_name",
+    ),
+    request(
+        "a long name is not repeated whole",
+        '        field = shorten(".".join(path)) or "body"\n',
+        '        field = ".".join(path) or "body"\n',
+        "test_a_long_name_of_an_unknown_field_is_not_repeated_whole",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION, *_ADMISSION, *_REQUESTS]

@@ -200,6 +200,7 @@ def test_a_whole_answer_that_fails_frees_its_slot(app: Flask, monkeypatch: pytes
     kept = app.test_client().post("/v1/chat/completions", json=CHAT)
     assert kept.status_code == 500
     assert _shared(app).streams.num_open == 0
+    assert _shared(app).jobs._jobs == {}
     _wait_until_free(app)
 
 

@@ -68,8 +68,14 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["endstop-tiny"]
 
 
-def test_a_failure_in_mid_stream_is_an_error_with_its_code(gated: Server, client: openai.OpenAI) -> None:
-    with client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True) as stream:
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_a_failure_in_mid_stream_is_an_error_with_its_code(
+    gated: Server, client: openai.OpenAI, include_usage: bool
+) -> None:
+    options: Any = {"include_usage": include_usage}
+    with client.chat.completions.create(
+        model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True, stream_options=options
+    ) as stream:
         gated.allow(1)
         chunks = iter(stream)
         next(chunks)  # the role

@@ -9,6 +9,7 @@ from flask import Flask
 
 from tests.support.apps import app_in_process
 from worker.engine.engine import EngineState
+from worker.errors import NotReady, Overloaded, RequestError
 from worker.web import ops
 from worker.web.sse import DONE
 
@@ -36,6 +37,31 @@ def test_readiness_ends_where_requests_are_refused(app: Flask, monkeypatch: pyte
     monkeypatch.setattr(engine, "_open", set(range(app.extensions["endstop"].settings.max_streams)))
     answer = app.test_client().get("/ready")
     assert (answer.status_code, answer.get_json()["state"]) == (503, "FULL")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "state"), [(NotReady("DRAINING", "leaving", 7), "DRAINING"), (Overloaded("too many tokens", 7), "FULL")]
+)
+def test_readiness_is_what_a_request_would_be_told(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, refusal: RequestError, state: str
+) -> None:
+    def check_room() -> None:
+        raise refusal
+
+    monkeypatch.setattr(app.extensions["endstop"].engine, "check_room", check_room)
+    answer = app.test_client().get("/ready")
+    assert (answer.status_code, answer.get_json()) == (503, {"state": state, "reason": refusal.message})
+    assert answer.headers["Retry-After"] == "7"
+
+
+def test_readiness_ends_where_no_stream_can_be_read(app: Flask) -> None:
+    streams = app.extensions["endstop"].streams
+    places = [streams.reserve() for _ in range(app.extensions["endstop"].settings.max_streams)]
+    answer = app.test_client().get("/ready")
+    assert (answer.status_code, answer.get_json()["state"]) == (503, "FULL")
+    for place in places:
+        place.close()
+    assert app.test_client().get("/ready").status_code == 200
 
 
 def test_the_progress_of_a_load_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The bytes of a stream, from readers and engines that only follow a script."""
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from flask import Flask
 
 from tests.support.engines import wait_until
+from worker.engine.service_rate import ServiceRate
 from worker.errors import Overloaded
 from worker.events import End, StopReason, Token, Usage
 from worker.jobs import JobStatus
@@ -163,30 +165,51 @@ class Connection:
         self.peer.close()
 
 
-def test_readers_are_bounded_and_one_that_is_refused_is_closed() -> None:
+def test_places_are_bounded_in_number() -> None:
     streams = OpenStreams(1)
-    first: Any = FakeReader()
-    refused: Any = FakeReader()
-    with Connection():
-        close = streams.open(first)
-        with pytest.raises(Overloaded) as refusal:
-            streams.open(refused)
+    place = streams.reserve()
+    for ask in (streams.reserve, streams.check_room):
+        with pytest.raises(Overloaded, match="ENDSTOP_MAX_SLOTS") as refusal:
+            ask()
         assert refusal.value.retry_after_s
-        assert (streams.num_open, first.is_closed, refused.is_closed) == (1, False, True)
-        close()
-        assert (streams.num_open, first.is_closed) == (0, True)
+    assert streams.num_open == 1
+    place.close()
+    assert streams.num_open == 0
+    streams.check_room()
+
+
+def test_when_to_come_back_is_how_long_a_place_has_lately_been_taken() -> None:
+    streams = OpenStreams(1)
+    streams._service_rate = ServiceRate(time.monotonic() - 30)
+    streams.reserve()
+    with pytest.raises(Overloaded) as refusal:
+        streams.reserve()
+    assert refusal.value.retry_after_s in (30, 31)
+
+
+def test_who_fails_to_read_frees_its_place() -> None:
+    streams = OpenStreams(1)
+    with pytest.raises(ValueError, match="no job"), streams.reserve():
+        raise ValueError("no job")
+    assert streams.num_open == 0
+    with streams.reserve() as place:
+        pass
+    assert streams.num_open == 1, "the answer is still to be read"
+    place.close()
 
 
 def test_a_reader_is_counted_out_once() -> None:
     streams = OpenStreams(2)
     one: Any = FakeReader()
     other: Any = FakeReader()
+    place, other_place = streams.reserve(), streams.reserve()
     with Connection(), Connection():
-        close, close_other = streams.open(one), streams.open(other)
-        close()
-        close()
-        assert streams.num_open == 1
-        close_other()
+        place.take(one)
+        other_place.take(other)
+        place.close()
+        place.close()
+        assert (streams.num_open, one.is_closed, other.is_closed) == (1, True, False)
+        other_place.close()
         assert streams.num_open == 0
 
 
@@ -202,9 +225,10 @@ def test_the_watch_ends_before_the_reader_does() -> None:
     with Connection() as connection:
         fd = connection.ours.fileno()
         reader: Any = Looking()
-        close = streams.open(reader)
+        place = streams.reserve()
+        place.take(reader)
         assert fd in streams._watcher._callbacks
-        close()
+        place.close()
     assert watched == [False]
 
 
@@ -212,8 +236,9 @@ def test_a_client_that_leaves_closes_its_reader() -> None:
     streams = OpenStreams(1)
     reader: Any = FakeReader()
     with Connection() as connection:
-        close = streams.open(reader)
+        place = streams.reserve()
+        place.take(reader)
         connection.peer.close()
         wait_until(lambda: bool(reader.is_closed))
-        close()
+        place.close()
     assert streams.num_open == 0

@@ -6,14 +6,12 @@ from flask import Blueprint, Response, jsonify, request
 
 from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started, Usage
-from worker.jobs import Job, JobReader, OnDisconnect
+from worker.jobs import Job, JobReader
 from worker.request import GenerateRequest
-from worker.web.context import context, read_body
-from worker.web.sse import HEADERS, encode_data, event_stream_response, stream_job
+from worker.web.context import context, read_body, start_job
+from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, stream_job
 
 blueprint = Blueprint("native", __name__)
-
-MAX_KEY_CHARACTERS = 255
 
 
 class NativeTranslator:
@@ -77,24 +75,10 @@ def _payload(event: Event) -> dict[str, Any]:
 @blueprint.post("/v1/inference")
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
-    job, headers = _start("continue")
+    job, headers = start_job(read_body(GenerateRequest), "continue")
     response = jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream")
     response.headers.update(headers)
     return response, 202
-
-
-def _start(on_disconnect: OnDisconnect) -> tuple[Job, dict[str, str]]:
-    """The job that the current request asks for, and headers that say if an earlier one has made it."""
-    body, jobs = read_body(GenerateRequest), context().jobs
-    key = request.headers.get("Idempotency-Key")
-    if key is None:
-        return jobs.start(body, on_disconnect), {}
-    if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
-        message = f"must be 1 to {MAX_KEY_CHARACTERS} printable ASCII characters; a UUID is a good one"
-        raise InvalidRequest([FieldError("Idempotency-Key", "format", message)])
-    # Who names a key means to come back: leaving must not cancel what the next try will ask for.
-    job, is_known = jobs.start_once(key, body, "continue")
-    return job, {"Idempotent-Replayed": "true"} if is_known else {}
 
 
 @blueprint.get("/v1/jobs/<job_id>/stream")
@@ -104,7 +88,8 @@ def stream_existing(job_id: str) -> Response:
     job = context().jobs.get(job_id)
     if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
         return Response(mimetype="text/event-stream", headers=HEADERS)
-    return _stream(job.read(_last_event_id()))
+    with context().streams.reserve() as place:
+        return _stream(job.read(_last_event_id()), place)
 
 
 @blueprint.get("/v1/jobs/<job_id>")
@@ -126,17 +111,19 @@ def cancel_job(job_id: str) -> Response:
 @blueprint.post("/execute")
 def execute() -> Response:
     """Create a job and stream it in one call."""
-    job, headers = _start("cancel")
-    response = _stream(job.read())
+    body = read_body(GenerateRequest)
+    with context().streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
+        job, headers = start_job(body, "cancel")
+        response = _stream(job.read(), place)
     response.headers.update(headers)
     return response
 
 
-def _stream(reader: JobReader) -> Response:
+def _stream(reader: JobReader, place: Place) -> Response:
     shared = context()
-    close = shared.streams.open(reader)
+    place.take(reader)
     chunks = stream_job(reader, NativeTranslator(), shared.engine, shared.settings.keep_alive_s)
-    return event_stream_response(chunks, close)
+    return event_stream_response(chunks, place.close)
 
 
 def _last_event_id() -> int:

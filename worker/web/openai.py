@@ -5,19 +5,22 @@ tests/web/test_openai_client.py holds every chunk.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 
-from worker.errors import GenerationFailed, UnknownModel
+from worker.errors import GenerationFailed, InvalidRequest, UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.jobs import Job
 from worker.request import ChatCompletionRequest, CompletionRequest
-from worker.web.context import Context, context, read_body
+from worker.web.context import KEY_HEADER, Context, context, read_body, start_job
 from worker.web.refusals import openai_error, openai_kind
 from worker.web.sse import collect, encode_data, event_stream_response, stream_job
 
 blueprint = Blueprint("openai", __name__)
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, on /v1/completions alone
 
 _FINISH_REASONS = {
     StopReason.EOS: "stop",
@@ -88,7 +91,10 @@ class OpenAITranslator:
                 return last + self._chunk([], event.usage) if self._include_usage else last
             case End() | Failure():
                 error = _failure(event)
-                return encode_data(openai_error(error.message, openai_kind(error.status), error.code))
+                chunk = openai_error(error.message, openai_kind(error.status), error.code)
+                if self._include_usage:  # beside the error, where every chunk has it; clients look no further
+                    chunk["usage"] = _usage(event.usage)
+                return encode_data(chunk)
             case Narration() | Metrics():
                 return b""
 
@@ -145,24 +151,45 @@ def _complete(body: ChatCompletionRequest | CompletionRequest, shapes: _Chat | _
     name = shared.settings.model_name
     if body.model is not None and body.model != name:
         raise UnknownModel(f"the model {body.model!r} is not served here; this server has {name!r} (leave model out)")
-    job = shared.jobs.start(body.to_generate(), on_disconnect="cancel")
-    reader = job.read()
-    leave = shared.streams.open(reader)
+    with shared.streams.reserve() as place:  # as in `native.execute`
+        job, headers = _start(body)
+        is_kept = KEY_HEADER in request.headers
+        reader = job.read()
+        place.take(reader)
 
-    def close() -> None:
-        leave()
-        shared.jobs.forget(job)  # nobody can ask for it: OpenAI's API has no resume
+        def close() -> None:
+            place.close()
+            if not is_kept:  # nobody can ask for it again: OpenAI's API has no resume
+                shared.jobs.forget_unread(job)
 
-    if not body.stream:
-        try:
-            events = collect(reader, shared.engine, shared.settings.keep_alive_s)
-        finally:
-            close()
-        return _whole(events, job, shapes, name)
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    translator = OpenAITranslator(shapes, job.id, name, include_usage)
-    chunks = stream_job(reader, translator, shared.engine, shared.settings.keep_alive_s)
-    return event_stream_response(chunks, close)
+        if not body.stream:
+            try:
+                events = collect(reader, shared.engine, shared.settings.keep_alive_s)
+            finally:
+                close()
+            response = _whole(events, job, shapes, name)
+        else:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            translator = OpenAITranslator(shapes, job.id, name, include_usage)
+            chunks = stream_job(reader, translator, shared.engine, shared.settings.keep_alive_s)
+            response = event_stream_response(chunks, close)
+    response.headers.update(headers)
+    return response
+
+
+def _start(body: ChatCompletionRequest | CompletionRequest) -> tuple[Job, dict[str, str]]:
+    """The job of a request. An error names the limit as the client has named it."""
+    default_max_tokens = DEFAULT_MAX_TOKENS if isinstance(body, CompletionRequest) else None
+    try:
+        return start_job(body.to_generate(), "cancel", default_max_tokens)
+    except InvalidRequest as refusal:
+        if isinstance(body, CompletionRequest) or body.max_completion_tokens is None:
+            raise
+        renamed = [
+            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error
+            for error in refusal.errors
+        ]
+        raise InvalidRequest(renamed) from refusal
 
 
 def _whole(events: list[Event], job: Job, shapes: _Chat | _Text, model: str) -> Response:

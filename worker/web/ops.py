@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from flask import Blueprint, Response, jsonify
 
 from worker.engine.engine import Engine, EngineState
+from worker.errors import NotReady, Overloaded
 from worker.web.context import context
+from worker.web.refusals import RETRY_FAILED_S
 from worker.web.sse import DONE, PING, encode_data, event_stream_response
 
 blueprint = Blueprint("ops", __name__)
@@ -28,16 +30,16 @@ def health() -> tuple[Response, int]:
 def ready() -> tuple[Response, int] | tuple[Response, int, dict[str, str]]:
     """Readiness: 200 only when a request would be accepted now."""
     shared = context()
-    engine = shared.engine
-    state, reason, retry_after_s = engine.state.value, engine.reason, 2
-    if engine.state is EngineState.READY:
-        if reason := engine.liveness():
-            state, retry_after_s = EngineState.DEAD.value, 10
-        elif engine.num_open >= shared.settings.max_streams:
-            state, reason, retry_after_s = "FULL", f"{engine.num_open} requests are open, the limit", 1
-        else:
-            return jsonify(state=state, model=shared.settings.model_name), 200
-    return jsonify(state=state, reason=reason), 503, {"Retry-After": str(retry_after_s)}
+    try:  # what a request would be asked
+        if reason := shared.engine.liveness():
+            raise NotReady(EngineState.DEAD.value, reason, RETRY_FAILED_S)
+        shared.engine.check_room()
+        shared.streams.check_room()
+    except (NotReady, Overloaded) as refusal:
+        state = refusal.code if isinstance(refusal, NotReady) else "FULL"
+        retry_after = {"Retry-After": str(refusal.retry_after_s)}
+        return jsonify(state=state, reason=refusal.message), 503, retry_after
+    return jsonify(state=EngineState.READY.value, model=shared.settings.model_name), 200
 
 
 @blueprint.get("/v1/loading/progress")

@@ -8,6 +8,7 @@ run, `call_on_close` is skipped on some paths, and both when a hook raises. `Str
 import errno
 import json
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from flask import Response, g, request
 
 from worker.engine.endings import failure_event
 from worker.engine.engine import Engine
+from worker.engine.service_rate import ServiceRate
 from worker.errors import InferenceFailed, Overloaded
 from worker.events import Event
 from worker.jobs import JobReader
@@ -115,43 +117,88 @@ class OpenStreams:
         self._watcher = DisconnectWatcher()
         self._lock = new_lock()
         self._num_open = 0
+        self._service_rate = ServiceRate(time.monotonic())  # of places here; requests leave at a rate of their own
 
     @property
     def num_open(self) -> int:
-        """Readers that are open now."""
+        """Places that are taken now."""
         return self._num_open
 
-    def open(self, reader: JobReader) -> Callable[[], None]:
-        """Watch the current request's connection on behalf of `reader`.
-
-        Returns:
-            What to call at the end, once or more often.
+    def check_room(self) -> None:
+        """Say whether `reserve` would refuse.
 
         Raises:
-            Overloaded: Too many are open. The reader has been closed.
+            Overloaded: As `reserve`.
         """
         with self._lock:
-            is_full = self._num_open >= self._limit
-            self._num_open += not is_full
-        if is_full:
-            reader.close()
-            raise Overloaded(f"{self._limit} streams are open, the limit; try again later", 1)
+            self._check_room()
+
+    def reserve(self) -> "Place":
+        """Take a place for a reader, before there is anything to read: who is refused here has started nothing.
+
+        Raises:
+            Overloaded: Too many are open.
+        """
+        with self._lock:
+            self._check_room()
+            self._num_open += 1
+        return Place(self, self._watcher)
+
+    def _check_room(self) -> None:
+        if self._num_open >= self._limit:
+            too_many = 1 + self._num_open - self._limit
+            raise Overloaded(
+                f"{self._num_open} streams are being read, the limit (ENDSTOP_MAX_SLOTS and ENDSTOP_MAX_QUEUE); try "
+                "again later",
+                self._service_rate.retry_after_s(time.monotonic(), too_many, 0),
+            )
+
+    def leave(self, place: "Place") -> bool:
+        """Free a place. Once: says whether it was the first time."""
+        with self._lock:
+            if place.is_free:
+                return False
+            place.is_free = True
+            self._num_open -= 1
+            self._service_rate.left(time.monotonic(), 0)
+            return True
+
+
+class Place:
+    """A reader's place among the open streams. Free it with `close`, on every path; `with` does when the block fails.
+
+    Attributes:
+        is_free: set by OpenStreams.
+    """
+
+    def __init__(self, streams: OpenStreams, watcher: DisconnectWatcher) -> None:
+        self.is_free = False
+        self._streams = streams
+        self._watcher = watcher
+        self._reader: JobReader | None = None
+        self._fd = -1
+
+    def __enter__(self) -> "Place":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
+        if kind is not None:
+            self.close()
+
+    def take(self, reader: JobReader) -> None:
+        """Give the place to `reader`, and watch the current request's connection on its behalf."""
+        self._reader = reader
         sock = request.environ.get("gunicorn.socket")  # absent in Flask's test client
-        fd = self._watcher.watch(sock, reader.close) if sock is not None else -1
-        is_open = True
+        if sock is not None:
+            self._fd = self._watcher.watch(sock, reader.close)
 
-        def close() -> None:
-            nonlocal is_open
-            with self._lock:
-                was_open, is_open = is_open, False
-                self._num_open -= was_open
-            if was_open:
-                # First the watch, then the job: afterwards the descriptor is the server's to use again.
-                if fd >= 0:
-                    self._watcher.unwatch(fd)
-                reader.close()
-
-        return close
+    def close(self) -> None:
+        """Stop watching, end the reader and free the place. Idempotent."""
+        if self._streams.leave(self) and self._reader is not None:
+            # First the watch, then the job: afterwards the descriptor is the server's to use again.
+            if self._fd >= 0:
+                self._watcher.unwatch(self._fd)
+            self._reader.close()
 
 
 def event_stream_response(chunks: Iterator[bytes], on_close: Callable[[], None]) -> Response:
