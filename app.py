@@ -45,15 +45,17 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
     app = Flask("endstop", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions[EXTENSION] = Context(settings, engine, jobs, OpenStreams(settings.max_streams), records)
+    # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
+    housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
+    streams = OpenStreams(settings.max_streams)
+    app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
     for room in (native, openai, ops):
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)
     app.teardown_request(close_lost_bodies)
 
-    # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
-    threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True).start()
+    housekeeper.start()
     if is_ours:
         engine.start()
     return app

@@ -487,7 +487,8 @@ class Clock:
 
 
 def fake_app(engine: FakeEngine, streams: Any) -> Any:
-    shared = SimpleNamespace(engine=engine, streams=streams, settings=Settings())
+    housekeeper = SimpleNamespace(join=lambda timeout_s: engine.said.append("last words"))
+    shared = SimpleNamespace(engine=engine, streams=streams, settings=Settings(), housekeeper=housekeeper)
     return SimpleNamespace(extensions={"endstop": shared})
 
 
@@ -589,7 +590,7 @@ def test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself(clock
     with pytest.raises(Exit) as left:
         process.leaving(fake_app(engine, Streams()))
     assert left.value.args == (0,)
-    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "end now", "stop"]
+    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "end now", "stop", "last words"]
 
 
 def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
@@ -664,7 +665,7 @@ def test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads(clock:
     with pytest.raises(Exit):
         process.leaving(fake_app(engine, SimpleNamespace(num_open=1)))
     assert clock.now < 1000 + process.STREAM_END_S + 0.1
-    assert engine.said == ["drain 0", "end now", "stop"]
+    assert engine.said == ["drain 0", "end now", "stop", "last words"]
 
 
 def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ SEND_BUFFER_BYTES = 128 * 1024
 
 STREAM_END_S = 1.5
 JOIN_S = 2.0
+LAST_WORDS_S = 0.5
 # From the end of a drain to the end of the process. gunicorn kills what is later.
 LEAVE_S = 7
 
@@ -207,7 +208,9 @@ def leaving(app: Any) -> None:
     it up, and gevent's own shutdown switches to greenlets that are ending too.
     """
     _end_streams(app, STREAM_END_S)
-    app.extensions["endstop"].engine.stop(JOIN_S)
+    shared = app.extensions["endstop"]
+    shared.engine.stop(JOIN_S)
+    shared.housekeeper.join(LAST_WORDS_S)  # it writes the outcomes of those who have just ended
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a terminal or a pipe that is gone

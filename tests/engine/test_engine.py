@@ -1236,7 +1236,7 @@ def test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under(
     with bench() as b:
         is_locked: list[bool] = []
 
-        def left(now: float, num_prompt_tokens: int, is_last: bool) -> None:
+        def left(now: float, num_prompt_tokens: int) -> None:
             is_locked.append(not b.engine._lock.acquire(False))
             if not is_locked[-1]:
                 b.engine._lock.release()

@@ -5,9 +5,10 @@ from worker.engine.service_rate import NEVER_LONGER_S, WINDOW, ServiceRate
 
 def rate_of(*left: tuple[float, int], start: float = 0.0) -> ServiceRate:
     rate = ServiceRate()
-    rate.begin(start)
+    for _ in range(len(left) + 1):  # one of them stays
+        rate.came(start)
     for now, num_tokens in left:
-        rate.left(now, num_tokens, is_last=False)
+        rate.left(now, num_tokens)
     return rate
 
 
@@ -35,10 +36,11 @@ def test_before_anybody_has_left_it_is_at_least_what_has_passed() -> None:
 
 def test_time_without_work_does_not_count() -> None:
     rate = rate_of(*[(0.1 * n, 10) for n in range(1, 101)])  # ten a second
-    rate.left(10.1, 10, is_last=True)
-    rate.begin(3610.0)
+    rate.left(10.1, 10)
+    rate.came(3610.0)
+    rate.came(3610.0)
     assert rate.retry_after_s(3610.0, 10, 0) == 1
-    rate.left(3610.1, 10, is_last=False)
+    rate.left(3610.1, 10)
     assert rate.retry_after_s(3610.1, 20, 0) == 2
     assert rate.retry_after_s(3630.1, 1, 0) == 1, "and time with work does"
     assert rate.retry_after_s(3630.1, 10, 0) > 3

@@ -228,8 +228,8 @@ _LEAVING = [
     ),
     process(
         "a worker that leaves ends its streams",
-        "    _end_streams(app, STREAM_END_S)\n    app.extensions",
-        "    app.extensions",
+        "    _end_streams(app, STREAM_END_S)\n    shared = app",
+        "    shared = app",
         "test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself",
     ),
     process(
@@ -245,8 +245,14 @@ _LEAVING = [
         "test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads",
     ),
     process(
+        "a worker that leaves lets the last outcomes be written",
+        "    shared.housekeeper.join(LAST_WORDS_S)",
+        "    pass",
+        "test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself",
+    ),
+    process(
         "a worker that leaves ends its engine",
-        '    app.extensions["endstop"].engine.stop(JOIN_S)\n',
+        "    shared.engine.stop(JOIN_S)\n",
         "",
         "test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself",
     ),

@@ -126,6 +126,7 @@ def test_a_step_that_comes_back_between_two_looks_costs_nobody_an_ending(
     engine.state = EngineState.READY
     reply = new_sequence([3])
     engine._open.add(reply.sequence)
+    engine._service_rate.came(0.0)
     overdue = itertools.chain(["the step has not come back"] * num_overdue, itertools.repeat(""))
     waits = iter([False] * 5)  # and then the thread has ended
     num_open_at_replacement: list[int] = []

@@ -1,5 +1,6 @@
 """An engine over a scripted runner: submitted to without any HTTP, and what it said."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +44,8 @@ class Bench:
         """Queue several between two steps, so that the same step finds all of them."""
         replies = [new_sequence(prompt_ids, PATIENT, TOKENIZER, **params) for prompt_ids in prompts]
         with self.engine._lock:
+            for _ in replies:
+                self.engine._service_rate.came(time.monotonic())
             self.engine._open |= {reply.sequence for reply in replies}
             self.engine._inbox.extend([reply.sequence for reply in replies])  # at once: one call under the GIL
         self.engine._waiter.wake()

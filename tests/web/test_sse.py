@@ -9,7 +9,6 @@ import pytest
 from flask import Flask
 
 from tests.support.engines import wait_until
-from worker.engine.service_rate import ServiceRate
 from worker.errors import Overloaded
 from worker.events import End, StopReason, Token, Usage
 from worker.jobs import JobStatus
@@ -180,8 +179,8 @@ def test_places_are_bounded_in_number() -> None:
 
 def test_when_to_come_back_is_how_long_a_place_has_lately_been_taken() -> None:
     streams = OpenStreams(1)
-    streams._service_rate = ServiceRate(time.monotonic() - 30)
     streams.reserve()
+    streams._service_rate._working_since = time.monotonic() - 30
     with pytest.raises(Overloaded) as refusal:
         streams.reserve()
     assert refusal.value.retry_after_s in (30, 31)

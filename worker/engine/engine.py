@@ -165,8 +165,7 @@ class Engine:
         """
         with self._lock:
             self._check_room(len(sequence.prompt_ids))
-            if not self._open:
-                self._service_rate.begin(time.monotonic())
+            self._service_rate.came(time.monotonic())
             self._open.add(sequence)
             self._inbox.append(sequence)
         self._waiter.wake()
@@ -569,7 +568,7 @@ class Engine:
         """Under the lock, once. Who does it owes the stream its ending."""
         self._open.remove(sequence)
         sequence.is_ended = True
-        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids), is_last=not self._open)
+        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
 
     def _tell(self, sequence: Sequence, terminal: Terminal, vram_bytes: int = 0) -> None:
         outcome = outcome_of(sequence, terminal)

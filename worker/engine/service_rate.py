@@ -18,15 +18,19 @@ class ServiceRate:
         self._left: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=WINDOW)  # by the clock below
         self._worked_s = 0.0
         self._working_since: float | None = None
+        self._num_inside = 0
 
-    def begin(self, now: float) -> None:
-        """Note that there is work again. Time in which nobody waits says nothing of how fast anybody leaves."""
-        self._working_since = now
+    def came(self, now: float) -> None:
+        """Note that a request has come. Time in which there is none says nothing of how fast anybody leaves."""
+        if not self._num_inside:
+            self._working_since = now
+        self._num_inside += 1
 
-    def left(self, now: float, num_prompt_tokens: int, is_last: bool) -> None:
-        """Note that a request has left, and whether it was the last."""
+    def left(self, now: float, num_prompt_tokens: int) -> None:
+        """Note that a request has left."""
         self._left.append((self._clock(now), num_prompt_tokens))
-        if is_last:
+        self._num_inside -= 1
+        if not self._num_inside:
             self._worked_s, self._working_since = self._clock(now), None
 
     def _clock(self, now: float) -> float:

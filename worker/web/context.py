@@ -1,5 +1,6 @@
 """What the routes share: one object per app, made by `create_app`, how a body is read, and how a job begins."""
 
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ class Context:
     jobs: Jobs
     streams: OpenStreams
     records: RecordWriter
+    housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
 

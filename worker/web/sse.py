@@ -117,7 +117,7 @@ class OpenStreams:
         self._watcher = DisconnectWatcher()
         self._lock = new_lock()
         self._num_open = 0
-        self._service_rate = ServiceRate(time.monotonic())  # of places here; requests leave at a rate of their own
+        self._service_rate = ServiceRate()  # of places here; requests leave at a rate of their own
 
     @property
     def num_open(self) -> int:
@@ -142,6 +142,7 @@ class OpenStreams:
         with self._lock:
             self._check_room()
             self._num_open += 1
+            self._service_rate.came(time.monotonic())
         return Place(self, self._watcher)
 
     def _check_room(self) -> None:
