@@ -254,9 +254,8 @@ def test_a_step_that_fails_ends_its_streams_with_a_code(gated: Server, name: str
 
 
 def test_a_deadline_of_the_request_ends_it(gated: Server) -> None:
+    """Though the step that is under way does not come back: the gate is shut."""
     with RawStream(gated, "POST", "/execute", PROMPT | {"deadline_s": 0.05, "max_tokens": 200}) as stream:
-        stream.read_until(b": ping")
-        gated.allow(1)  # the loop looks at deadlines between steps
         terminal = assert_ended_once(stream.read_all())
     assert terminal["code"] == "TIMEOUT"
 
