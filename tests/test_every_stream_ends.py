@@ -596,8 +596,8 @@ class Case:
         own = f"end{{{wanted}}}" if wanted == "MAX_TOKENS" else f"error{{{wanted}}}"
         if self.client.stays:
             return {own}
-        if self.fault in DEADLINES:
-            return {own, "cancelled{client}"}
+        if self.fault in DEADLINES or self.fault in RAISED_BY_A_STEP:
+            return {own, "cancelled{client}"}  # between the parts of a step that failed, too, it is seen who has left
         if wanted != "MAX_TOKENS" and self.strikes_in() is not None:
             return {own}
         return {"cancelled{client}"}
