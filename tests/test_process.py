@@ -168,8 +168,8 @@ def running_server_in_terminal(worker_class: str, is_immune: bool) -> Iterator[t
 
     def take_terminal() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        if is_immune:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Whatever the tests themselves were started by.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_immune else signal.SIG_DFL)
 
     port = free_port()
     env = {"PORT": str(port), "ENDSTOP_HOST": "127.0.0.1", "ENDSTOP_WORKER_CLASS": worker_class, "OMP_NUM_THREADS": "1"}
