@@ -62,6 +62,7 @@ $(VENV)/.runtime: requirements.txt
 	  { echo "no venv module: install your system's package for it (Debian: python3-venv)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m worker.engine.native
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime

@@ -23,6 +23,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, which another request had computed before
 
     @property
     def total_tokens(self) -> int:

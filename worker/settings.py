@@ -53,6 +53,9 @@ class Settings:
     max_slots: int = _setting(16, "sequences that generate at the same time", minimum=1, maximum=512)
     # 4096 positions times 16 slots of a 0.5B model are 0.8 GB of cache: fits where the model itself fits.
     max_context: int = _setting(4096, "tokens of prompt and answer together, per request", minimum=16)
+    # auto: a share of the memory that is free behind the model, and no more than all slots could fill.
+    cache_mb: int = _setting(0, "memory for keys and values, in MiB; 0: half of what is free on a CPU", minimum=0)
+    prefix_cache: str = _setting("on", "prompts that begin alike share what was computed", choices=("on", "off"))
     # Tokens per step. A step of 512 costs what about 5 decode steps cost on two cores: running streams hardly
     # notice, and a 4,000-token prompt needs 8 of them.
     step_tokens: int = _setting(512, "tokens one step computes, prefill and decode together", minimum=16)

@@ -1,4 +1,4 @@
-"""Every test of this folder leaves no engine thread behind, no occupied slot and no open request."""
+"""Every test of this folder leaves no engine thread behind, no owned block and no open request."""
 
 import time
 import weakref
@@ -20,7 +20,7 @@ def one_thread_per_op() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if an engine that was started in the test still runs, holds a slot or has an open request."""
+    """Fail if an engine that was started in the test still runs, owns a block or has an open request."""
     started: list[weakref.ref[Engine]] = []
     start = Engine.start
 
@@ -34,8 +34,8 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for engine in [engine for reference in started if (engine := reference()) is not None]:
         assert engine._done.acquire(True, max(0.0, deadline - time.monotonic())), "a generation thread still runs"
         engine._done.release()
-        slots = engine._scheduler._slots
-        assert slots.num_free == slots.num_slots, "a slot is still occupied"
+        pool = engine._scheduler.pool
+        assert pool.num_free == pool.num_blocks, "a block is still owned"
         assert engine._scheduler.sequences() == [], "a sequence is still in the scheduler"
         assert engine.num_open == 0, "a request is still counted as open"
         assert not engine._inbox, "a request was accepted and never looked at"

@@ -210,15 +210,12 @@ def test_a_row_without_usable_logits_ends_alone() -> None:
         b.runner.is_poisoned = lambda row: row.sequence.prompt_ids == [4] and row.end == 3
         b.gate.hold()
         replies = [b.submit([n], max_tokens=9) for n in (3, 4, 5)]
-        slots = {}
-        b.runner.before_step = lambda number, rows: slots.update({r.sequence.prompt_ids[0]: r.slot for r in rows})
         b.gate.open()
         assert code(replies[1]) == "INFERENCE_FAILED"
         assert replies[1].sequence.usage == Usage(1, 2)
         for reply in (replies[0], replies[2]):
             assert stop_reason(reply) is StopReason.MAX_TOKENS
         assert [replies[0].sequence.output_ids, replies[2].sequence.output_ids] == expected
-        assert b.runner.scrubbed == [slots[4]]
         assert b.outcomes(*replies) == ["end{MAX_TOKENS}", "error{INFERENCE_FAILED}", "end{MAX_TOKENS}"]
 
 
@@ -362,7 +359,7 @@ def test_a_fault_of_a_row_ends_that_row_alone(error: Exception, expected: str, a
         assert [stop_reason(reply) for reply in others] == [StopReason.MAX_TOKENS] * 4
         assert {reply.sequence.prompt_ids[0]: reply.sequence.output_ids for reply in others} == alone
         assert b.engine.state is EngineState.READY
-        assert b.runner.scrubbed == [0]
+        assert len(b.runner.forgotten) == 4 + 5, "and nothing is kept of anybody"
         assert b.outcomes(at_fault) == [f"error{{{expected}}}"]
 
 
@@ -539,14 +536,14 @@ def test_while_a_dying_engine_ends_everyone_nothing_is_accepted() -> None:
         def die(number: int, rows: list[Row]) -> None:
             raise Killed("the loop")
 
-        def try_to_come_in(slot: int, length: int) -> None:
+        def try_to_come_in(blocks: list[int]) -> None:
             try:
                 b.submit([4])
             except NotReady as refusal:
                 refusals.append(refusal.code)
 
         b.runner.before_step = die
-        b.runner.scrub = try_to_come_in  # type: ignore[method-assign]
+        b.runner.forget = try_to_come_in  # type: ignore[method-assign]
         assert code(b.submit([3])) == "ENGINE_DEAD"
         assert refusals == ["DEAD"]
 
@@ -560,11 +557,11 @@ def test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_end
         def die(number: int, rows: list[Row]) -> None:
             raise Killed("the loop")
 
-        def cannot_scrub(slot: int, length: int) -> None:
+        def cannot_forget(blocks: list[int]) -> None:
             raise RuntimeError("the device is gone")
 
         b.runner.before_step = die
-        b.runner.scrub = cannot_scrub  # type: ignore[method-assign]
+        b.runner.forget = cannot_forget  # type: ignore[method-assign]
         b.gate.hold()
         replies = [b.submit([n], max_tokens=9) for n in range(3, 6)]
         b.gate.open()
@@ -618,7 +615,7 @@ def test_a_cancel_while_prefilling_or_decoding_ends_within_a_step_and_frees_the_
         b.engine.cancel(running.sequence, "api")
         b.gate.pass_and_hold()
         assert b.gate.wait_until_held() == step + 1  # the step that ran when it came, and then the next one's
-        assert next_one.sequence.slot == 0
+        assert next_one.sequence.state is SequenceState.RUNNING
         assert stop_reason(running) is StopReason.CANCELLED
         assert b.engine.num_running == 1
         b.gate.open()

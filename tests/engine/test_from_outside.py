@@ -4,9 +4,8 @@ import threading
 from dataclasses import replace
 
 import pytest
-import torch
 
-from tests.support.bench import bench, code, end_of, stop_reason
+from tests.support.bench import bench, end_of, stop_reason
 from tests.support.engines import PATIENT, WAIT_S, Reply, wait_until
 from worker.engine.engine import Engine, EngineState
 from worker.engine.sequence import SequenceState
@@ -186,43 +185,6 @@ def test_one_stall_has_one_code_though_the_step_comes_back_meanwhile(monkeypatch
         monkeypatch.setattr(b.engine, "_end_from_outside", take_out_late)
         assert [ending_of(reply) for reply in replies] == ["STALLED"] * 6
         assert b.outcomes(*replies) == ["error{STALLED}"] * 6
-
-
-# ---- what is left behind
-
-
-def test_a_cache_that_cannot_be_cleared_costs_the_others_nothing() -> None:
-    with bench(max_slots=2) as b:
-
-        def fail(slot: int, length: int) -> None:
-            raise RuntimeError("no such slot")
-
-        b.runner.scrub = fail  # type: ignore[method-assign]
-        b.gate.let(1)
-        leaver, stayer = b.submit([3], max_tokens=99), b.submit([4], max_tokens=9)
-        b.gate.wait_until_held()
-        b.engine.cancel(leaver.sequence, "client")
-        b.gate.open()
-        assert stop_reason(leaver) is StopReason.CANCELLED
-        assert stop_reason(stayer) is StopReason.MAX_TOKENS
-        assert b.engine.state is EngineState.READY
-        assert "no such slot" in b.log()
-
-
-def test_a_device_that_is_lost_while_a_cache_is_cleared_ends_everyone() -> None:
-    with bench(max_slots=2) as b:
-
-        def fail(slot: int, length: int) -> None:
-            raise torch.AcceleratorError("device-side assert triggered")
-
-        b.runner.scrub = fail  # type: ignore[method-assign]
-        b.gate.let(1)
-        leaver, stayer = b.submit([3], max_tokens=99), b.submit([4], max_tokens=99)
-        b.gate.wait_until_held()
-        b.engine.cancel(leaver.sequence, "client")
-        b.gate.open()
-        assert stop_reason(leaver) is StopReason.CANCELLED
-        assert code(stayer) == "ENGINE_DEAD"
 
 
 # ---- admission

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine.loader import LoadedModel, LoadingProgress, load
+from worker.engine.memory import cache_bytes
 from worker.engine.model_runner import FallbackRunner, PackedRunner
 from worker.errors import ModelLoadError
 from worker.settings import Settings
@@ -64,9 +65,36 @@ def test_a_saved_model_loads(saved: Path) -> None:
 
 
 def test_a_model_with_another_attention_is_served_row_by_row(tmp_path: Path) -> None:
-    model, _ = load_from(save_random_model(tmp_path, "mistral-window"))
+    model, _ = load_from(save_random_model(tmp_path, "mpt"))
     assert isinstance(model.runner, FallbackRunner)
     assert "row by row" in model.description
+
+
+def test_a_model_that_keeps_its_state_in_another_way_is_refused(tmp_path: Path) -> None:
+    """It would answer, and every token behind the first would be wrong."""
+    assert "models of the kind 'mamba' are not supported" in reason(save_random_model(tmp_path, "mamba"))
+
+
+def test_a_model_whose_chunks_a_short_check_cannot_see_is_served_row_by_row(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_chunk_size": 64}))
+    model, _ = load_from(folder)
+    assert isinstance(model.runner, FallbackRunner)
+    assert "attention in chunks" in model.description
+
+
+def test_the_cache_is_as_large_as_it_may_be(saved: Path) -> None:
+    bytes_per_token = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, their size, float32
+    model, _ = load_from(saved, max_slots=64, max_context=512, cache_mb=1)
+    assert model.num_blocks == 2**20 // (16 * bytes_per_token)
+    assert f"cache of {model.num_blocks * 16} tokens" in model.description
+    assert load_from(saved, max_slots=1, max_context=64, cache_mb=1)[0].num_blocks == 4, "what nobody could use"
+
+
+def test_a_context_that_the_whole_cache_cannot_hold_is_none(saved: Path) -> None:
+    model, _ = load_from(saved, max_slots=1, max_context=512, cache_mb=1)
+    assert model.max_context == 512
+    assert cache_bytes(0, "cpu") > 2**20
 
 
 def test_the_context_is_that_of_the_model_at_most(saved: Path) -> None:
@@ -193,5 +221,5 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
     def no_memory(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("worker.engine.attention.SlotAttention._store", no_memory)
+    monkeypatch.setattr("worker.engine.attention.PagedAttention._store", no_memory)
     assert "ENDSTOP_MAX_SLOTS" in reason(saved)

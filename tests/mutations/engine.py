@@ -244,37 +244,6 @@ _DEATH = [
         "test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending",
     ),
     engine(
-        "the finally that ends a sequence whose cache cannot be cleared",
-        """\
-        finally:
-            self._close(sequence, terminal, self._vram_bytes())
-""",
-        """\
-        except ZeroDivisionError:
-            pass
-        self._close(sequence, terminal, self._vram_bytes())
-""",
-        "tests/engine/test_from_outside.py::test_a_device_that_is_lost_while_a_cache_is_cleared_ends_everyone",
-    ),
-    engine(
-        "the finally that frees a slot whose cache cannot be cleared",
-        """\
-        finally:
-            self._scheduler.remove(sequence)
-""",
-        """\
-        else:
-            self._scheduler.remove(sequence)
-""",
-        "tests/engine/test_from_outside.py::test_a_cache_that_cannot_be_cleared_costs_the_others_nothing",
-    ),
-    engine(
-        "a cache that cannot be cleared costs the others nothing",
-        "        except Exception as error:  # what one request leaves behind",
-        "        except ZeroDivisionError as error:  # what one request leaves behind",
-        "tests/engine/test_from_outside.py::test_a_cache_that_cannot_be_cleared_costs_the_others_nothing",
-    ),
-    engine(
         "the finally that lets the model go with its thread",
         "            self._model = None  # frees the tensors on this thread\n",
         "",
@@ -471,12 +440,12 @@ _ENDINGS = [
     engine(
         "the slot is free before the terminal event is there",
         """\
-        self._scheduler.remove(sequence)
+        self._free(sequence)
         self._close(sequence, terminal, self._vram_bytes())
 """,
         """\
         self._close(sequence, terminal, self._vram_bytes())
-        self._scheduler.remove(sequence)
+        self._free(sequence)
 """,
         "test_when_the_terminal_event_is_there_slot_and_place_are_free",
     ),

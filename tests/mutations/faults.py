@@ -105,10 +105,10 @@ _FAULTS = [
         "test_a_stream_that_was_ended_from_outside_costs_only_its_own_row",
     ),
     engine(
-        "a slot that is given back early is cleared",
-        "                self._model.runner.scrub(sequence.slot, sequence.num_tokens)\n",
-        "                pass\n",
-        "test_a_row_without_usable_logits_ends_alone",
+        "a runner is told who has left",
+        "            self._model.runner.forget(blocks)\n",
+        "            pass\n",
+        "test_a_fault_of_a_row_ends_that_row_alone",
     ),
 ]
 

@@ -1,19 +1,20 @@
-"""Guards of what a step is made of: slots, budgets, draws; and of what is said about how long to wait."""
+"""Guards of what a step is made of: blocks, budgets, draws; and of what is said about how long to wait."""
 
 from tests.mutations.mutation import Mutation, taking_from
 
 scheduler = taking_from("worker/engine/scheduler.py", "tests/engine/test_scheduler.py")
-slots = taking_from("worker/engine/kv_cache.py", "tests/engine/test_scheduler.py")
+blocks = taking_from("worker/engine/kv_cache.py", "tests/engine/test_scheduler.py")
+engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
 
 _SCHEDULING = [
     scheduler(
-        "a slot is given back",
-        "            self._slots.give_back(slot)\n",
+        "blocks are given back",
+        "        self.pool.release(blocks)\n",
         "",
-        "test_leaving_in_every_state_gives_the_slot_back",
+        "test_leaving_in_every_state_gives_the_blocks_back",
     ),
     scheduler(
         "a sequence leaves once",
@@ -35,37 +36,118 @@ _SCHEDULING = [
     ),
     scheduler(
         "first come, first served",
-        "self._start(self.waiting.popleft())",
-        "self._start(self.waiting.pop())",
+        "self._start(self.waiting[0]):\n                sequence = self.waiting.popleft()",
+        "self._start(self.waiting[-1]):\n                sequence = self.waiting.pop()",
         "tests/engine/test_engine.py::test_more_requests_than_slots_are_all_served_in_order",
     ),
     scheduler(
         "prompts that have begun go first",
-        """\
-            if prefilling:
-                sequence = prefilling.pop(0)
-            elif self.waiting and self._slots.num_free:
-                sequence = self._start(self.waiting.popleft())
-""",
-        """\
-            if self.waiting and self._slots.num_free:
-                sequence = self._start(self.waiting.popleft())
-            elif prefilling:
-                sequence = prefilling.pop(0)
-""",
+        "            if prefilling:\n                sequence = prefilling.pop(0)\n",
+        "            if prefilling and not self.waiting:\n                sequence = prefilling.pop(0)\n",
         "test_the_laws_hold_in_any_order_of_events",
     ),
     scheduler(
-        "nobody starts without a slot",
-        "            elif self.waiting and self._slots.num_free:\n",
-        "            elif self.waiting:\n",
+        "no more run at once than may",
+        " and len(self.running) < self._max_running and self._start(",
+        " and self._start(",
         "test_who_waits_gets_the_slot_of_who_left_in_the_next_step",
     ),
-    slots(
-        "a slot has one owner",
-        "        if slot in self._free or not 0 <= slot < self.num_slots:\n",
+    scheduler(
+        "nobody starts without room for the whole prompt",
+        "        if num_missing + len(self.running) > self.pool.num_free:\n",
         "        if False:\n",
-        "test_the_lowest_free_slot_is_taken",
+        "test_who_does_not_fit_is_not_overtaken",
+    ),
+    scheduler(
+        "who starts leaves room for those who run",
+        "        if num_missing + len(self.running) > self.pool.num_free:\n",
+        "        if num_missing > self.pool.num_free:\n",
+        "test_who_starts_leaves_room_for_those_who_run",
+    ),
+    scheduler(
+        "who cannot start gives back what it has found",
+        "            self.pool.release(matched)\n            return False\n",
+        "            return False\n",
+        "test_who_cannot_start_owns_nothing",
+    ),
+    scheduler(
+        "the youngest gives way",
+        "            youngest = self.running[-1]\n",
+        "            youngest = self.running[0]\n",
+        "test_the_laws_hold_in_any_order_of_events",
+    ),
+    scheduler(
+        "who gave way is the next to start",
+        "        self.waiting.appendleft(sequence)\n",
+        "        self.waiting.append(sequence)\n",
+        "test_when_the_cache_is_full_the_youngest_gives_way_and_loses_no_token",
+    ),
+    scheduler(
+        "who gave way computes no more in this step",
+        """\
+            if sequence.state is not SequenceState.RUNNING:
+                continue  # it has just given its blocks up to an older one
+""",
+        "",
+        "test_when_the_cache_is_full_the_youngest_gives_way_and_loses_no_token",
+    ),
+    scheduler(
+        "the last token of a prompt is computed though all of it is known",
+        "sequence.tokens(0, sequence.num_tokens - 1)",
+        "sequence.tokens(0, sequence.num_tokens)",
+        "test_the_last_token_of_a_prompt_is_computed_though_all_of_it_is_known",
+    ),
+    scheduler(
+        "who gave way publishes from its beginning again",
+        "        sequence.content = ROOT\n",
+        "",
+        "test_who_gave_way_publishes_from_its_beginning_again",
+    ),
+    engine(
+        "nothing is shared that has not proved to be numbers",
+        """\
+        if self._is_sharing:
+            self._scheduler.publish(sequence)
+        sequence.append(token_id, now)
+""",
+        "        sequence.append(token_id, now)\n",
+        "test_a_prompt_that_begins_like_another_is_not_computed_again",
+    ),
+    blocks(
+        "a block has as many owners as took it",
+        "            self._num_owners[block] += 1\n",
+        "            pass\n",
+        "test_what_is_known_is_shared_while_its_first_owner_still_runs",
+    ),
+    blocks(
+        "a block that nobody owns cannot be given back",
+        "            if not 1 <= block <= self.num_blocks or self._num_owners[block] == 0:\n",
+        "            if False:\n",
+        "test_a_block_that_nobody_owns_cannot_be_given_back",
+    ),
+    blocks(
+        "a block that is owned again is not given to another",
+        "            self._idle.pop(block, None)\n",
+        "            pass\n",
+        "test_the_laws_hold_in_any_order_of_events",
+    ),
+    blocks(
+        "a block that is taken loses its content",
+        "                self._forget(block)\n",
+        "                pass\n",
+        "test_the_laws_hold_in_any_order_of_events",
+    ),
+    blocks(
+        "what was used last is forgotten last",
+        "popitem(last=False)",
+        "popitem(last=True)",
+        "test_who_was_used_last_is_forgotten_last",
+    ),
+    blocks(
+        "the beginning of a text is remembered longer than its end",
+        "for block in reversed(blocks):",
+        "for block in blocks:",
+        "test_the_beginning_of_a_text_is_remembered_longer_than_its_end",
     ),
 ]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.soak import oracle
 from tests.soak.faults import SLOW_STEP_S, Faults, Injected
+from tests.support.blocks import TokenCache
 from tests.support.random_models import VOCAB_SIZE
 from worker.engine.detokenizer import IncrementalDetokenizer, TokenBytes
 from worker.engine.scheduler import Row
@@ -36,7 +37,7 @@ class SoakRunner:
     def __init__(self, faults: Faults, step_s: float) -> None:
         self._faults = faults
         self._step_s = step_s
-        self._caches: dict[int, list[int]] = {}
+        self._cache = TokenCache()
         self._lost: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._broken: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._hungry: weakref.WeakSet[Sequence] = weakref.WeakSet()
@@ -57,8 +58,7 @@ class SoakRunner:
         self.num_steps += 1
         self._fail_now_and_then(rows)
         native_sleep(self._step_s)
-        for row in rows:
-            self._compute(row)
+        self._cache.compute(rows)
         sampled = [row for row in rows if row.is_sampled and not self._is_lost(row.sequence)]
         logits = torch.zeros(len(sampled), VOCAB_SIZE)
         for i, row in enumerate(sampled):
@@ -69,8 +69,8 @@ class SoakRunner:
                 logits[i, self._next_token(row)] = 50.0
         return sampled, logits
 
-    def scrub(self, slot: int, length: int) -> None:
-        self._caches.pop(slot, None)
+    def forget(self, blocks: list[int]) -> None:
+        pass
 
     def _fail_now_and_then(self, rows: list[Row]) -> None:
         faults = self._faults
@@ -102,21 +102,13 @@ class SoakRunner:
             self._faults.count(name)
         raise error
 
-    def _compute(self, row: Row) -> None:
-        """Put a row's tokens in the cache of its slot."""
-        cache = self._caches.setdefault(row.slot, [])
-        if len(cache) < row.start:
-            raise AssertionError(f"slot {row.slot} holds {len(cache)} tokens, and {row.start} were said to be there")
-        del cache[row.start :]
-        cache += row.token_ids
-
     def _next_token(self, row: Row) -> int:
-        cache = self._caches[row.slot]
+        cache = row.sequence.tokens(0, row.end)
         num_prompt_tokens = len(row.sequence.prompt_ids)
         key = oracle.key_of(b"".join(self._token_bytes[token_id] for token_id in cache[:num_prompt_tokens]))
         position = len(cache) - num_prompt_tokens
         if position and cache[-1] != self._id_of_byte[oracle.byte_of(key, position - 1)]:
-            raise AssertionError(f"slot {row.slot} was fed another token than was drawn for it")
+            raise AssertionError("a row was fed another token than was drawn for it")
         if position == oracle.length_of(key):
             return self._eos_id
         return self._id_of_byte[oracle.byte_of(key, position)]

@@ -43,13 +43,17 @@ class CountingEngine(Engine):
         self.num_accepted += 1
 
 
+# So few that those who run have to give way to each other.
+NUM_BLOCKS = 40
+
+
 def _load(settings: Settings, report: Any) -> LoadedModel:
     tokenizer = SoakTokenizer(byte_level_tokenizer(), faults)
     eos_id = tokenizer.eos_id
     assert eos_id is not None
     runner.adopt(tokenizer.spelling(), eos_id)
     return LoadedModel(
-        runner, tokenizer, frozenset({eos_id}), settings.max_context, VOCAB_SIZE, "cpu", "the soak's model"
+        runner, tokenizer, frozenset({eos_id}), settings.max_context, NUM_BLOCKS, VOCAB_SIZE, "cpu", "the soak's model"
     )
 
 

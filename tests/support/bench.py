@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
+from tests.support.engines import NUM_BLOCKS, PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.support.runners import ScriptedRunner
 from worker.engine.engine import Engine, EngineState
@@ -88,12 +88,15 @@ class Bench:
 
 @contextmanager
 def bench(
-    runner: ScriptedRunner | None = None, eos_ids: frozenset[int] = frozenset(), **settings: Any
+    runner: ScriptedRunner | None = None,
+    eos_ids: frozenset[int] = frozenset(),
+    num_blocks: int = NUM_BLOCKS,
+    **settings: Any,
 ) -> Iterator[Bench]:
     """An engine that is READY, and stopped behind the test."""
     runner = runner or ScriptedRunner()
     chosen = replace(Settings(), **{"max_slots": 4, **settings})
-    engine = Engine(chosen, ThreadWakeup(), lambda settings, report: model_of(runner, eos_ids))
+    engine = Engine(chosen, ThreadWakeup(), lambda settings, report: model_of(runner, eos_ids, num_blocks))
     engine.start()
     try:
         wait_until(lambda: engine.state is not EngineState.LOADING)
@@ -104,8 +107,10 @@ def bench(
         assert engine.stop(WAIT_S)
 
 
-def model_of(runner: ScriptedRunner, eos_ids: frozenset[int] = frozenset()) -> LoadedModel:
-    return LoadedModel(runner, TOKENIZER, eos_ids, 512, VOCAB_SIZE, "cpu", "a scripted model")
+def model_of(
+    runner: ScriptedRunner, eos_ids: frozenset[int] = frozenset(), num_blocks: int = NUM_BLOCKS
+) -> LoadedModel:
+    return LoadedModel(runner, TOKENIZER, eos_ids, 512, num_blocks, VOCAB_SIZE, "cpu", "a scripted model")
 
 
 def end_of(reply: Reply) -> End | Failure:

@@ -18,6 +18,7 @@ from worker.settings import Settings
 from worker.streams.channel import EndOfChannel, ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
+NUM_BLOCKS = 512
 WAIT_S = 60.0  # a bound for a test, not a measure
 
 PATIENT = Deadlines(600, 600, 600, 600, 600, 600)
@@ -51,7 +52,7 @@ class Reply:
 def loaded_model(runner: ModelRunner, eos_ids: frozenset[int] = frozenset(), max_context: int = 512) -> LoadedModel:
     """What the loader would give for this runner."""
     tokenizer = Tokenizer(byte_level_tokenizer())
-    return LoadedModel(runner, tokenizer, eos_ids, max_context, VOCAB_SIZE, "cpu", "a test model")
+    return LoadedModel(runner, tokenizer, eos_ids, max_context, NUM_BLOCKS, VOCAB_SIZE, "cpu", "a test model")
 
 
 def new_engine(
@@ -65,7 +66,7 @@ def new_engine(
     chosen = replace(Settings(), **settings)
 
     def load(settings: Settings, report: object) -> LoadedModel:
-        used = runner if runner is not None else new_runner(model, settings.max_slots, settings.max_context)[0]
+        used = runner if runner is not None else new_runner(model, lambda _: NUM_BLOCKS)[0]
         return loaded_model(used, eos_ids)
 
     engine = Engine(chosen, ThreadWakeup(), load)

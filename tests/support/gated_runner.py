@@ -78,5 +78,5 @@ class GatedRunner:
                 self.strikes.change(row, logits[i])
         return sampled, logits
 
-    def scrub(self, slot: int, length: int) -> None:
+    def forget(self, blocks: list[int]) -> None:
         pass

@@ -9,11 +9,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    MptConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
 )
 
 VOCAB_SIZE = 400
@@ -24,14 +34,27 @@ _GROUPED: Any = _SHAPE | {"num_key_value_heads": 2, "intermediate_size": 96, "ma
 _GPT2: Any = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": VOCAB_SIZE}
 _GPT2 |= {"bos_token_id": 0, "eos_token_id": 0}
 
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_EXPERTS: Any = {"num_experts_per_tok": 2, "decoder_sparse_step": 1, "moe_intermediate_size": 48, "num_experts": 4}
+
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**_GROUPED),
     "qwen2": Qwen2Config(**_GROUPED),
-    "gpt2": GPT2Config(
-        n_embd=64, n_layer=3, n_head=4, vocab_size=VOCAB_SIZE, n_positions=512, bos_token_id=0, eos_token_id=0
-    ),
-    # a window shorter than the prompts: attention that the packed runner does not know
+    "qwen3": Qwen3Config(**_GROUPED, head_dim=24),
+    "gpt2": GPT2Config(**_GPT2),
+    "gpt-neox": GPTNeoXConfig(**_SHAPE, intermediate_size=96, max_position_embeddings=512),
+    "phi3": Phi3Config(**_GROUPED, pad_token_id=0),
+    "mixtral": MixtralConfig(**_GROUPED, num_local_experts=4),
+    "qwen2-moe": Qwen2MoeConfig(**_GROUPED, **_EXPERTS, shared_expert_intermediate_size=64),
+    # windows shorter than the prompts
     "mistral-window": MistralConfig(**_GROUPED, sliding_window=8),
+    "gemma2": Gemma2Config(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED, attn_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED),
+    "gpt-oss": GptOssConfig(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED, num_local_experts=4),
+    # a position bias inside the attention, which does not go through transformers' interface
+    "mpt": MptConfig(d_model=64, n_heads=4, n_layers=3, max_seq_len=512, vocab_size=VOCAB_SIZE),
+    # a state in place of keys and values
+    "mamba": MambaConfig(hidden_size=64, num_hidden_layers=3, vocab_size=VOCAB_SIZE, state_size=8),
 }
 
 
@@ -39,7 +62,7 @@ def random_model(family: str) -> Any:
     """A model of this family, float32, weights spread wide enough that greedy decoding is not degenerate."""
     torch.manual_seed(0)
     auto: Any = AutoModelForCausalLM
-    model = auto.from_config(copy.deepcopy(CONFIGS[family]), attn_implementation="sdpa")
+    model = auto.from_config(copy.deepcopy(CONFIGS[family]))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

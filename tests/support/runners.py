@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tests.support.blocks import TokenCache
 from tests.support.engines import WAIT_S
 from tests.support.random_models import VOCAB_SIZE
 from worker.engine.scheduler import Row
@@ -67,7 +68,7 @@ class ScriptedRunner:
         before_step: Called with the number of the step, from 1, and its rows. May raise.
         is_poisoned: Rows whose logits are NaN.
         is_forgotten: Rows that are computed but never come back, as if the model had lost them.
-        scrubbed: The slots that were cleared.
+        forgotten: The first blocks of those who have left.
     """
 
     is_packed = True
@@ -78,20 +79,20 @@ class ScriptedRunner:
         self.before_step: Callable[[int, list[Row]], None] = lambda number, rows: None
         self.is_poisoned: Callable[[Row], bool] = lambda row: False
         self.is_forgotten: Callable[[Row], bool] = lambda row: False
-        self.scrubbed: list[int] = []
-        self.owners: dict[int, str] = {}
+        self.forgotten: list[int] = []
+        self._cache = TokenCache()
 
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         number = self.gate.arrive()
-        assert len({row.slot for row in rows}) == len(rows), "a slot with two owners"
         self.before_step(number, rows)
+        self._cache.compute(rows)
         sampled = [row for row in rows if row.is_sampled and not self.is_forgotten(row)]
         if not sampled:
             return [], torch.empty(0, VOCAB_SIZE)
         return sampled, torch.stack([self._logits(row) for row in sampled])
 
-    def scrub(self, slot: int, length: int) -> None:
-        self.scrubbed.append(slot)
+    def forget(self, blocks: list[int]) -> None:
+        self.forgotten.append(blocks[0])
 
     def _logits(self, row: Row) -> Tensor:
         prompt_ids = row.sequence.prompt_ids

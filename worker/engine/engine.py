@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.endings import end_event, failure_event, metrics_event, outcome_of
+from worker.engine.kv_cache import BlockPool
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampler import sample
 from worker.engine.scheduler import Row, Scheduler
@@ -102,6 +103,7 @@ class Engine:
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
         self._deadlines_at = 0.0
+        self._is_sharing = False
         self._done = new_lock()
         # What is told to those who are open when the engine dies.
         self._death: GenerationFailed = EngineDead("the generation thread has died; the server is being replaced")
@@ -335,6 +337,8 @@ class Engine:
         try:
             self._model = self._load(self._settings, self._report_progress)
             self.has_loaded = True
+            self._scheduler.pool = BlockPool(self._model.num_blocks)
+            self._is_sharing = self._model.runner.is_packed and self._settings.prefix_cache == "on"
             self._become_ready()
             self._loop()
             self._stop_accepting()  # a submit that comes later than this is refused, one that came before is ended
@@ -414,7 +418,7 @@ class Engine:
             elif sequence.cancelled_by is not None or sequence.sender.is_broken:
                 self._cancel(sequence, "client")
             elif is_deadline_tick and (terminal := self._end_if_overdue(sequence, now)):
-                self._end_early(sequence, terminal)
+                self._finish(sequence, terminal)
 
     @staticmethod
     def _end_if_overdue(sequence: Sequence, now: float) -> Terminal | None:
@@ -501,6 +505,8 @@ class Engine:
     def _advance(self, sequence: Sequence, token_id: int, now: float) -> None:
         """Give a sequence its next token, and its reader what has become decidable."""
         assert self._model is not None
+        if self._is_sharing:
+            self._scheduler.publish(sequence)
         sequence.append(token_id, now)
         is_eos = token_id in self._model.eos_ids
         is_last = is_eos or len(sequence.output_ids) >= sequence.params.max_tokens
@@ -523,38 +529,26 @@ class Engine:
     def _cancel(self, sequence: Sequence, by: str) -> None:
         """End a sequence that nobody wants any more. Who said so first is named."""
         sequence.cancelled_by = sequence.cancelled_by or by
-        self._end_early(sequence, end_event(sequence, StopReason.CANCELLED))
+        self._finish(sequence, end_event(sequence, StopReason.CANCELLED))
 
     def _fail(self, sequence: Sequence, error: GenerationFailed) -> None:
-        self._end_early(sequence, failure_event(error, sequence.usage))
+        self._finish(sequence, failure_event(error, sequence.usage))
 
-    def _end_early(self, sequence: Sequence, terminal: Terminal) -> None:
-        """End a sequence whose cache nobody has looked at since its last step."""
-        try:
-            self._free(sequence)
-        finally:
-            self._close(sequence, terminal, self._vram_bytes())
+    def _finish(self, sequence: Sequence, terminal: Terminal) -> None:
+        """End a sequence: slot and blocks free, channel closed, outcome noted. Each exactly once."""
+        self._free(sequence)
+        self._close(sequence, terminal, self._vram_bytes())
 
     def _free(self, sequence: Sequence) -> None:
-        try:
-            if self._model is not None and sequence.slot >= 0:
-                self._model.runner.scrub(sequence.slot, sequence.num_tokens)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:  # what one request leaves behind is no reason to end the others
-            self._fault(error)
-        finally:
-            self._scheduler.remove(sequence)
+        blocks = sequence.blocks
+        self._scheduler.remove(sequence)
+        if blocks and self._model is not None:
+            self._model.runner.forget(blocks)
 
     def _fault(self, error: Exception) -> InferenceFailed:
         """Translate a fault for the client, who gets its kind, and for the log, which gets all of it."""
         self._log(logging.ERROR, "".join(traceback.format_exception(error)))
         return InferenceFailed(f"the model failed ({type(error).__name__}); the server's log has the details")
-
-    def _finish(self, sequence: Sequence, terminal: Terminal) -> None:
-        """End a sequence: slot free, channel closed, outcome noted. Each exactly once."""
-        self._scheduler.remove(sequence)
-        self._close(sequence, terminal, self._vram_bytes())
 
     def _close(self, sequence: Sequence, terminal: Terminal, vram_bytes: int = 0) -> None:
         """Close a stream and note its outcome. Any thread: who takes it out of `_open` does both, nobody else any."""
@@ -622,8 +616,8 @@ class Engine:
             narrator = row.sequence.narrator
             if narrator is None:
                 continue
-            if row.start == 0:
-                num_tokens = len(row.sequence.prompt_ids)
+            if not row.is_decode and row.start == row.sequence.num_cached and not row.sequence.output_ids:
+                num_tokens = len(row.sequence.prompt_ids) - row.start
                 narrator.say("engine", "prefilling", "prompt", f"prefilling {num_tokens} tokens")
             elif row.is_decode and len(row.sequence.output_ids) == 1:
                 narrator.say("engine", "decoding", "answer", "answering")

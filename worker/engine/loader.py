@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from worker.engine.download import download
-from worker.engine.memory import is_out_of_memory
+from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
+from worker.engine.memory import cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import ModelLoadError
@@ -50,6 +51,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     eos_ids: frozenset[int]
     max_context: int
+    num_blocks: int  # of the KV cache
     vocab_size: int
     device: str
     description: str  # one line for the log
@@ -68,7 +70,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     """Load the model that the settings name.
 
     Args:
-        settings: `model`, `device`, `dtype`, `max_slots`, `max_context`.
+        settings: `model`, `device`, `dtype`, `max_slots`, `max_context`, `cache_mb`.
         report: Called with the progress, from this thread.
 
     Raises:
@@ -89,25 +91,39 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
     max_context = min(settings.max_context, getattr(config, "max_position_embeddings", None) or settings.max_context)
+    num_blocks = settings.max_slots * num_blocks_for(max_context)  # more than that nobody could use
+
+    def fit(bytes_per_token: int) -> int:
+        nonlocal num_blocks
+        num_blocks = min(num_blocks, cache_bytes(settings.cache_mb, device) // (bytes_per_token * BLOCK_TOKENS))
+        return num_blocks
+
     try:
-        runner, fallback_reason = new_runner(model, settings.max_slots, max_context)
+        runner, fallback_reason = new_runner(model, fit)
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
-                f"no memory for a cache of {settings.max_slots} slots of {max_context} tokens; lower ENDSTOP_MAX_SLOTS "
-                f"or ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
+                f"no memory for a cache of {num_blocks * BLOCK_TOKENS} tokens; lower ENDSTOP_CACHE_MB, "
+                f"ENDSTOP_MAX_SLOTS or ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
             ) from error
         # the model's own code, on its first input
         raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
+    if num_blocks < num_blocks_for(16):
+        raise ModelLoadError("no memory is left for the cache; raise ENDSTOP_CACHE_MB")
+    # A request that the whole cache cannot hold could never be computed.
+    max_context = min(max_context, num_blocks * BLOCK_TOKENS)
     num_parameters = sum(p.numel() for p in model.parameters())
     description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"
-    if fallback_reason:
+    if not fallback_reason:
+        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens"
+    else:
         description += f"; row by row, without batching ({fallback_reason})"
     return LoadedModel(
         runner,
         tokenizer,
         _eos_ids(model, tokenizer),
         max_context,
+        num_blocks,
         model.get_input_embeddings().num_embeddings,
         device,
         description,
@@ -147,7 +163,7 @@ def _load_weights(source: str, settings: Settings, device: str, report: Report) 
     try:
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
         auto: Any = AutoModelForCausalLM
-        model, found = auto.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
+        model, found = auto.from_pretrained(source, dtype=dtype, output_loading_info=True)
     finally:
         transformers_logging.set_tqdm_hook(previous_hook)
     if found["missing_keys"]:  # transformers would fill them with random numbers and go on

@@ -1,9 +1,37 @@
-"""Tells want of memory from other faults, on every device."""
+"""How much memory there is, and the faults of there being none, on every device."""
+
+from pathlib import Path
 
 import torch
+
+# Of what is free when the model has been loaded. The rest is for activations, for the web side and for others.
+CPU_SHARE = 0.5
+CUDA_SHARE = 0.85
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that an allocation failed. torch's allocator for CPUs has no class of its own for it."""
     is_cpu_allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return is_cpu_allocator or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def cache_bytes(wanted_mb: int, device: str) -> int:
+    """How large the KV cache may be: as large as is wanted, or with 0 a share of what is free."""
+    if wanted_mb:
+        return wanted_mb * 1024 * 1024
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * CUDA_SHARE)
+    return int(_free_bytes() * CPU_SHARE)
+
+
+def _free_bytes() -> int:
+    """What this process may still take, of the machine and of its container."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free  # no control group of the second version
+    return free if limit == "max" else min(free, int(limit) - int(used))

@@ -8,13 +8,14 @@ does, for all others. Which one serves a model is decided by comparing logits at
 import inspect
 import itertools
 import random
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from worker.engine.attention import SlotAttention, lay_out
+from worker.engine.attention import PagedAttention, UnsupportedAttention, lay_out
 from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
@@ -39,8 +40,8 @@ class ModelRunner(Protocol):
         """
         ...
 
-    def scrub(self, slot: int, length: int) -> None:
-        """Clear the first `length` positions of a slot, in which there may be something that is not a number."""
+    def forget(self, blocks: list[int]) -> None:
+        """A sequence has given its blocks back."""
 
 
 _runner_numbers = itertools.count()
@@ -51,12 +52,12 @@ class PackedRunner:
 
     is_packed = True
 
-    def __init__(self, model: Any, num_slots: int, max_context: int) -> None:
+    def __init__(self, model: Any, num_blocks: int) -> None:
         self._model = model
-        self._attention = SlotAttention(num_slots, max_context)
+        self.attention = PagedAttention(num_blocks)
         # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
-        name = f"endstop_slots_{next(_runner_numbers)}"
-        AttentionInterface.register(name, self._attention)
+        name = f"endstop_blocks_{next(_runner_numbers)}"
+        AttentionInterface.register(name, self.attention)
         # Our attention knows which row a token is of; a mask over the packed batch would be wrong.
         AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
         model.set_attn_implementation(name)
@@ -65,7 +66,7 @@ class PackedRunner:
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         model = self._model
-        ordered, layout = lay_out(rows, model.dtype, model.device)
+        ordered, layout = lay_out(rows, model.device)
         token_ids = [token_id for row in ordered for token_id in row.token_ids]
         sampled = []
         last_of_row = []
@@ -76,7 +77,7 @@ class PackedRunner:
                 sampled.append(row)
                 last_of_row.append(end - 1)
         keep = torch.tensor(last_of_row, dtype=torch.int64, device=model.device)
-        self._attention.layout = layout
+        self.attention.layout = layout
         try:
             logits = model(
                 input_ids=torch.tensor([token_ids], device=model.device),
@@ -85,11 +86,11 @@ class PackedRunner:
                 **({"logits_to_keep": keep} if self._keeps_logits else {}),
             ).logits[0]
         finally:
-            self._attention.layout = None
+            self.attention.layout = None
         return sampled, logits if self._keeps_logits else logits[keep]
 
-    def scrub(self, slot: int, length: int) -> None:
-        self._attention.scrub(slot, length)
+    def forget(self, blocks: list[int]) -> None:
+        pass  # nobody looks at a place that is not its own
 
 
 class FallbackRunner:
@@ -99,7 +100,7 @@ class FallbackRunner:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._caches: dict[int, Any] = {}
+        self._caches: dict[int, Any] = {}  # by first block: nothing is shared here
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
@@ -110,18 +111,18 @@ class FallbackRunner:
         return [row for row, _ in sampled], torch.stack([one for _, one in sampled])
 
     def _forward_one(self, row: Row) -> Tensor:
-        cache = self._caches.get(row.slot) if row.start else None
+        cache = self._caches.get(row.blocks[0]) if row.start else None
         output = self._model(
             input_ids=torch.tensor([row.token_ids], device=self._model.device),
             past_key_values=cache,
             use_cache=True,
         )
-        self._caches[row.slot] = output.past_key_values
+        self._caches[row.blocks[0]] = output.past_key_values
         last: Tensor = output.logits[0, -1]
         return last
 
-    def scrub(self, slot: int, length: int) -> None:
-        self._caches.pop(slot, None)
+    def forget(self, blocks: list[int]) -> None:
+        self._caches.pop(blocks[0], None)
 
 
 # Relative distance of logits that rounding may cause. Measured on random models: below 1e-6 in float32 and 2e-2 in
@@ -130,10 +131,14 @@ _TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 @torch.inference_mode()
-def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunner, str]:
+def new_runner(model: Any, num_blocks: Callable[[int], int]) -> tuple[ModelRunner, str]:
     """The fastest runner that computes what the model computes.
 
     Two random prompts run through the model alone, then through the packed runner in chunks, mixed, in company.
+
+    Args:
+        model: On its device.
+        num_blocks: How many blocks the cache is to have, from the bytes that one token takes in it.
 
     Raises:
         ModelLoadError: The model's own logits are not numbers.
@@ -141,18 +146,19 @@ def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunne
     Returns:
         The runner, and for the log why it is the fallback; empty if it is not.
     """
-    fallback = FallbackRunner(model)
     implementation = model.config._attn_implementation
     prompts = _random_prompts(model)
     expected = [model(input_ids=torch.tensor([p], device=model.device)).logits[0, -1] for p in prompts]
     if not all(logits.isfinite().all() for logits in expected):
         raise ModelLoadError(f"the model computes infinities or no numbers at all in {model.dtype}; try ENDSTOP_DTYPE")
+    tolerance = _TOLERANCES.get(model.dtype, 1e-3)
     try:
-        runner = PackedRunner(model, num_slots, max_context)
+        if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+            raise UnsupportedAttention("attention in chunks")  # which the short prompts of this check would not show
+        runner = PackedRunner(model, num_blocks=len(prompts))
         distance = _largest_distance(runner, prompts, expected)
-        if distance <= _TOLERANCES.get(model.dtype, 1e-3):
-            for slot, prompt in list(enumerate(prompts))[:num_slots]:
-                runner.scrub(slot, len(prompt))
+        if distance <= tolerance:
+            runner.attention.resize(num_blocks(runner.attention.bytes_per_token))
             return runner, ""
         reason = f"packed logits differ from the model's own by {distance:.2g}"
     except Exception as error:  # anything a model's code may raise when its attention is not what we assume
@@ -160,7 +166,17 @@ def new_runner(model: Any, num_slots: int, max_context: int) -> tuple[ModelRunne
             raise  # not a matter of how the model computes: the caller says what to lower
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(implementation)
-    return fallback, reason
+    try:
+        distance = _largest_distance(FallbackRunner(model), prompts, expected)
+        problem = "" if distance <= tolerance else f"logits differ from those of the whole prompt by {distance:.2g}"
+    except (AttributeError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise ModelLoadError(
+            f"models of the kind {model.config.model_type!r} are not supported (packed: {reason}; row by row, with the "
+            f"cache that most models have: {problem})"
+        )
+    return FallbackRunner(model), reason
 
 
 def _random_prompts(model: Any) -> list[list[int]]:
@@ -178,19 +194,16 @@ def _largest_distance(runner: ModelRunner, prompts: list[list[int]], expected: l
         [(0, first, 9, 10), (1, second, 5, 6)],
         [(0, first, 10, 11), (1, second, 6, 7)],
     ]
-    if isinstance(runner, PackedRunner) and runner._attention._num_slots < 2:
-        steps = [[row for row in step if row[0] == 0] for step in steps]
     ends: dict[int, Tensor] = {}
     for step in steps:
         rows = [
-            Row(cast("Sequence", None), slot, start, ids[start:stop], stop == len(ids))  # a runner needs no sequence
-            for slot, ids, start, stop in step
+            Row(cast("Sequence", None), [1 + i], start, ids[start:stop], stop == len(ids))  # a runner needs no sequence
+            for i, ids, start, stop in step
         ]
         sampled, logits = runner.forward(rows)
-        ends.update({row.slot: one for row, one in zip(sampled, logits, strict=True)})
+        ends.update({row.blocks[0] - 1: one for row, one in zip(sampled, logits, strict=True)})
     distances = [
-        float((end.float() - expected[slot].float()).norm() / expected[slot].float().norm())
-        for slot, end in ends.items()
+        float((end.float() - expected[i].float()).norm() / expected[i].float().norm()) for i, end in ends.items()
     ]
     # nan compares false with everything: a model that gives nan here must not pass for equal
     return max(distances) if all(d == d for d in distances) else float("inf")

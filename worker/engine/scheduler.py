@@ -3,13 +3,17 @@
 Every running sequence that is past its prompt decodes one token in every step. What is left of the step's token
 budget goes to prompts, in the order of arrival, in chunks: a long prompt slows running streams by a bounded amount
 per step and never stops them.
+
+When the cache has no room for the next token of a sequence, the youngest one gives its blocks up, goes back to the head
+of the queue and is computed again later: it loses time and no token. The oldest always advances, and a request that the
+whole cache could not hold is refused when it comes; so there is no deadlock, and nobody starves.
 """
 
 import time
 from collections import deque
 from dataclasses import dataclass
 
-from worker.engine.kv_cache import SlotPool
+from worker.engine.kv_cache import BLOCK_TOKENS, ROOT, BlockPool, num_blocks_for
 from worker.engine.sequence import Sequence, SequenceState
 
 # Prompts advance by at least this much per step even when decodes alone fill the budget: no starvation.
@@ -21,12 +25,13 @@ class Row:
     """One sequence's share of a step.
 
     Attributes:
+        blocks: Where its keys and values are, in the order of its tokens. Enough for all up to `end`.
         token_ids: The tokens to compute, which follow the `start` tokens that are in the cache already.
         is_sampled: Whether the last of them is the newest token, so that the next one is drawn after it.
     """
 
     sequence: Sequence
-    slot: int
+    blocks: list[int]
     start: int
     token_ids: list[int]
     is_sampled: bool
@@ -43,12 +48,14 @@ class Row:
 
 
 class Scheduler:
-    """The queue and the running sequences."""
+    """The queue and the running sequences, both in the order of arrival."""
 
-    def __init__(self, num_slots: int, step_tokens: int) -> None:
+    def __init__(self, max_running: int, step_tokens: int) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._slots = SlotPool(num_slots)
+        self.pool = BlockPool(0)
+        self.num_preempted = 0
+        self._max_running = max_running
         self._step_tokens = step_tokens
 
     def add(self, sequence: Sequence) -> None:
@@ -59,36 +66,32 @@ class Scheduler:
         """All that are not finished, running ones first."""
         return [*self.running, *self.waiting]
 
-    def remove(self, sequence: Sequence) -> int:
-        """Take a sequence out, wherever it is.
-
-        Returns:
-            The slot that became free, or -1 if it had none.
-        """
-        slot, sequence.slot = sequence.slot, -1
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is. Its blocks are free."""
         if sequence.state is SequenceState.WAITING:
             self.waiting.remove(sequence)
         elif sequence.state is SequenceState.RUNNING:
             self.running.remove(sequence)
-            self._slots.give_back(slot)
+            self._release(sequence)
         sequence.state = SequenceState.FINISHED
-        return slot
 
     def schedule(self) -> list[Row]:
         """The rows of the next step: decodes first, then chunks of prompts. Empty when there is nothing to do."""
         rows = []
         prefilling = []
-        for sequence in self.running:
-            if sequence.num_tokens - sequence.num_computed == 1:
-                rows.append(self._row(sequence, 1))
-            else:
+        for sequence in tuple(self.running):
+            if sequence.state is not SequenceState.RUNNING:
+                continue  # it has just given its blocks up to an older one
+            if sequence.num_tokens - sequence.num_computed > 1:
                 prefilling.append(sequence)
+            elif self._has_room(sequence):
+                rows.append(self._row(sequence, 1))
         budget = max(self._step_tokens - len(rows), MIN_PREFILL_TOKENS)
         while budget > 0:
             if prefilling:
                 sequence = prefilling.pop(0)
-            elif self.waiting and self._slots.num_free:
-                sequence = self._start(self.waiting.popleft())
+            elif self.waiting and len(self.running) < self._max_running and self._start(self.waiting[0]):
+                sequence = self.waiting.popleft()
             else:
                 break
             row = self._row(sequence, min(budget, sequence.num_tokens - sequence.num_computed))
@@ -100,14 +103,58 @@ class Scheduler:
         """Note that a row's tokens are in the cache."""
         row.sequence.num_computed = row.end
 
-    def _start(self, sequence: Sequence) -> Sequence:
-        sequence.slot = self._slots.take()
+    def publish(self, sequence: Sequence) -> None:
+        """Let others have what is computed of a sequence. Call it when its logits have proved to be numbers."""
+        while (sequence.num_published + 1) * BLOCK_TOKENS <= sequence.num_computed:
+            i = sequence.num_published
+            tokens = sequence.tokens(i * BLOCK_TOKENS, (i + 1) * BLOCK_TOKENS)
+            sequence.content = self.pool.publish(sequence.blocks[i], sequence.content, tokens)
+            sequence.num_published += 1
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence the blocks that its tokens need, if there are so many."""
+        # The last token is computed in any case: without it there are no logits to draw from.
+        matched = self.pool.match(sequence.tokens(0, sequence.num_tokens - 1))
+        num_missing = num_blocks_for(sequence.num_tokens) - len(matched)
+        # Room for one more token of each who runs: else the next step would take back what this one gives.
+        if num_missing + len(self.running) > self.pool.num_free:
+            self.pool.release(matched)
+            return False
+        sequence.blocks = matched + self.pool.take(num_missing)
+        sequence.num_computed = len(matched) * BLOCK_TOKENS
+        if sequence.scheduled_at is None:
+            sequence.scheduled_at = time.monotonic()
+            sequence.num_cached = sequence.num_computed
         sequence.state = SequenceState.RUNNING
-        sequence.scheduled_at = time.monotonic()
         self.running.append(sequence)
-        return sequence
+        return True
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """See that a sequence has a block for its newest token; the youngest have to give way. False: it was itself."""
+        while len(sequence.blocks) < num_blocks_for(sequence.num_tokens):
+            if self.pool.num_free:
+                sequence.blocks += self.pool.take(1)
+                continue
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.state = SequenceState.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preempted += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        blocks, sequence.blocks = sequence.blocks, []
+        sequence.num_computed = sequence.num_published = 0
+        sequence.content = ROOT
+        self.pool.release(blocks)
 
     def _row(self, sequence: Sequence, num_tokens: int) -> Row:
         start = sequence.num_computed
         end = start + num_tokens
-        return Row(sequence, sequence.slot, start, sequence.tokens(start, end), end == sequence.num_tokens)
+        return Row(sequence, sequence.blocks, start, sequence.tokens(start, end), end == sequence.num_tokens)

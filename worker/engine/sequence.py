@@ -20,11 +20,11 @@ from worker.streams.narration import Narrator
 
 
 class SequenceState(Enum):
-    """Where a sequence is. It only moves down."""
+    """Where a sequence is. It only moves down, but that who runs may have to wait again for room in the cache."""
 
-    WAITING = auto()  # in the queue, no slot
-    RUNNING = auto()  # holds a slot: prefilling, then decoding
-    FINISHED = auto()  # its channel is closed and its slot is free
+    WAITING = auto()  # in the queue, no slot and no blocks
+    RUNNING = auto()  # holds a slot and blocks: prefilling, then decoding
+    FINISHED = auto()  # its channel is closed, its slot and its blocks are free
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,11 @@ class Sequence:
 
     # set by the scheduler
     state: SequenceState = SequenceState.WAITING
-    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_cached: int = 0  # of the prompt, found there when the sequence started
+    num_published: int = 0  # blocks that others may share
+    content: int = 0  # of the last of these; see kv_cache
     scheduled_at: float | None = None
 
     # set by who ends the stream, under the engine's lock; nothing more is delivered
@@ -89,7 +92,7 @@ class Sequence:
     @property
     def usage(self) -> Usage:
         """Counts so far."""
-        return Usage(len(self.prompt_ids), len(self.output_ids))
+        return Usage(len(self.prompt_ids), len(self.output_ids), self.num_cached)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids from position `start` up to `stop`, across prompt and output."""

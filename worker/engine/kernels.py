@@ -1,0 +1,96 @@
+"""Attention of decodes over blocks of the cache: by the native kernel where there is one, else by torch.
+
+Generation thread only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.engine import native
+from worker.engine.kv_cache import BLOCK_TOKENS
+
+IS_NATIVE = native.load()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a layer's attention is beside causal softmax attention.
+
+    Attributes:
+        scale: Of the products of queries and keys.
+        window: How many of the latest tokens a token sees, itself included; 0: all.
+        softcap: Products are squeezed below it by tanh; 0: not.
+        sinks: (num_heads,) products with nobody, which take weight and give no value.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+
+def paged_decode(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, kind: Kind) -> Tensor:
+    """Attention of one new token of each row over its tokens in the cache, itself included.
+
+    Args:
+        query: (num_rows, num_heads, head_dim).
+        keys, values: (num_places, num_kv_heads, head_dim) of the whole cache.
+        tables: (num_rows, max_blocks) int32, padded with the padding block.
+        lengths: (num_rows,) int32.
+
+    Returns:
+        (num_rows, num_heads, value_dim).
+    """
+    if IS_NATIVE and query.device.type == "cpu":
+        native_decode = torch.ops.endstop.paged_decode
+        out: Tensor = native_decode(
+            query, keys, values, tables, lengths, kind.scale, kind.window, kind.softcap, kind.sinks
+        )
+        return out
+    return paged_decode_in_torch(query, keys, values, tables, lengths, kind)
+
+
+def paged_decode_in_torch(
+    query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, kind: Kind
+) -> Tensor:
+    """As `paged_decode`, on any device: copies the rows' keys and values together, padded to the longest."""
+    num_rows, num_heads, _ = query.shape
+    num_kv_heads = keys.shape[1]
+    length = int(lengths.max())
+    tables = tables[:, : -(-length // BLOCK_TOKENS)].long()
+    places = (tables[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS, device=query.device)).flatten(1)
+    places = places[:, :length]
+    at = torch.arange(length, device=query.device)
+    may_look = at < lengths[:, None]
+    if kind.window:
+        may_look &= at >= lengths[:, None] - kind.window
+    # What may not be looked at is read all the same, and is another's or old: it must not be a NaN, which no weight of
+    # zero silences. So it is read from the padding.
+    places = places * may_look
+    row_keys = keys[places].transpose(1, 2)
+    row_values = values[places].transpose(1, 2)
+    # The heads that share a key are rows of one query: `enable_gqa` was 4 to 15 times slower in bf16 on a CPU.
+    grouped = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, -1)
+    mask = may_look[:, None, None]
+    if not kind.softcap and kind.sinks is None:
+        decoded = F.scaled_dot_product_attention(grouped, row_keys, row_values, attn_mask=mask, scale=kind.scale)
+    else:
+        products = (grouped @ row_keys.transpose(2, 3)).float() * kind.scale
+        flat = products.reshape(num_rows, num_heads, 1, length).transpose(0, 1)
+        weights = weigh(flat, may_look[None, :, None], kind).transpose(0, 1).reshape(products.shape)
+        decoded = weights.to(row_values.dtype) @ row_values
+    return decoded.reshape(num_rows, num_heads, -1)
+
+
+def weigh(products: Tensor, mask: Tensor, kind: Kind) -> Tensor:
+    """Softmax with cap and sinks, in float32. (num_heads, ..., num_keys), mask that broadcasts -> the same."""
+    if kind.softcap:
+        products = (products / kind.softcap).tanh() * kind.softcap
+    products = products.masked_fill(~mask, float("-inf"))
+    if kind.sinks is None:
+        return products.softmax(dim=-1)
+    sinks = kind.sinks.float().reshape(-1, *[1] * (products.dim() - 1)).expand(*products.shape[:-1], 1)
+    return torch.cat([products, sinks], dim=-1).softmax(dim=-1)[..., :-1]
