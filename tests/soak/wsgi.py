@@ -43,8 +43,8 @@ class CountingEngine(Engine):
         self.num_accepted += 1
 
 
-# So few that those who run have to give way to each other.
-NUM_BLOCKS = 40
+# Half of what all could fill: now and then one has to give way to another.
+NUM_BLOCKS = 256
 
 
 def _load(settings: Settings, report: Any) -> LoadedModel:

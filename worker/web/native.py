@@ -5,11 +5,11 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from worker.errors import FieldError, InvalidRequest
-from worker.events import End, Event, Failure, Metrics, Narration, Started, Usage
+from worker.events import End, Event, Failure, Metrics, Narration, Started
 from worker.jobs import Job, JobReader
 from worker.request import GenerateRequest
 from worker.web.context import context, read_body, start_job
-from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, stream_job
+from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, stream_job, usage_fields
 
 blueprint = Blueprint("native", __name__)
 
@@ -19,14 +19,6 @@ class NativeTranslator:
 
     def encode(self, number: int, event: Event) -> bytes:
         return b"id: %d\n" % number + encode_data(_payload(event))
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
 
 
 def _payload(event: Event) -> dict[str, Any]:
@@ -62,10 +54,10 @@ def _payload(event: Event) -> dict[str, Any]:
                 "decode_time_ms": event.decode_time_ms,
                 "stop_reason": event.stop_reason.value,
                 "stop_sequence_matched": event.stop_sequence_matched,
-                "usage": _usage(event.usage),
+                "usage": usage_fields(event.usage),
             }
         case Failure():
-            return {"type": "error", "code": event.code, "message": event.message, "usage": _usage(event.usage)}
+            return {"type": "error", "code": event.code, "message": event.message, "usage": usage_fields(event.usage)}
         case _:
             payload = {"type": "token", "t": event.text, "i": event.index}
             return payload if event.count == 1 else payload | {"n": event.count}
@@ -138,4 +130,4 @@ def _last_event_id() -> int:
 def _status(job: Job) -> dict[str, Any]:
     status = job.status()
     outcome = _payload(status.terminal) if status.terminal is not None else None
-    return {"job_id": job.id, "state": status.state, "usage": _usage(status.usage), "outcome": outcome}
+    return {"job_id": job.id, "state": status.state, "usage": usage_fields(status.usage), "outcome": outcome}

@@ -16,7 +16,7 @@ from worker.jobs import Job
 from worker.request import ChatCompletionRequest, CompletionRequest
 from worker.web.context import KEY_HEADER, Context, context, read_body, start_job
 from worker.web.refusals import openai_error, openai_kind
-from worker.web.sse import collect, encode_data, event_stream_response, stream_job
+from worker.web.sse import collect, encode_data, event_stream_response, stream_job, usage_fields
 
 blueprint = Blueprint("openai", __name__)
 
@@ -93,7 +93,7 @@ class OpenAITranslator:
                 error = _failure(event)
                 chunk = openai_error(error.message, openai_kind(error.status), error.code)
                 if self._include_usage:  # beside the error, where every chunk has it; clients look no further
-                    chunk["usage"] = _usage(event.usage)
+                    chunk["usage"] = usage_fields(event.usage)
                 return encode_data(chunk)
             case Narration() | Metrics():
                 return b""
@@ -101,16 +101,8 @@ class OpenAITranslator:
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         chunk = self._head | {"choices": choices}
         if self._include_usage:  # null on every chunk but the last
-            chunk["usage"] = _usage(usage) if usage is not None else None
+            chunk["usage"] = usage_fields(usage) if usage is not None else None
         return encode_data(chunk)
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
 
 
 def _failure(terminal: End | Failure) -> GenerationFailed:
@@ -206,5 +198,5 @@ def _whole(events: list[Event], job: Job, shapes: _Chat | _Text, model: str) -> 
         created=int(time.time()),
         model=model,
         choices=[shapes.whole_choice(text, _FINISH_REASONS[terminal.stop_reason])],
-        usage=_usage(terminal.usage),
+        usage=usage_fields(terminal.usage),
     )

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from flask import Response, g, request
 
@@ -18,7 +18,7 @@ from worker.engine.endings import failure_event
 from worker.engine.engine import Engine
 from worker.engine.service_rate import ServiceRate
 from worker.errors import InferenceFailed, Overloaded
-from worker.events import Event
+from worker.events import Event, Usage
 from worker.jobs import JobReader
 from worker.streams.native import new_lock
 from worker.web.disconnect import DisconnectWatcher
@@ -31,6 +31,16 @@ DONE = b"data: [DONE]\n\n"
 # The promise is a byte at least every `keep_alive_s`; a wake-up and a write take a moment too.
 PING_EARLY = 0.9
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    """The counts of a request, in OpenAI's names, for every route."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
 
 
 def encode_data(payload: object) -> bytes:
