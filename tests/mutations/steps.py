@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation, taking_from
 
 scheduler = taking_from("worker/engine/scheduler.py", "tests/engine/test_scheduler.py")
 blocks = taking_from("worker/engine/kv_cache.py", "tests/engine/test_scheduler.py")
+loader = taking_from("worker/engine/loader.py", "tests/engine/test_loader.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
@@ -112,6 +113,12 @@ _SCHEDULING = [
 """,
         "        sequence.append(token_id, now)\n",
         "test_a_prompt_that_begins_like_another_is_not_computed_again",
+    ),
+    loader(
+        "a context that the whole cache cannot hold is none",
+        "    max_context = min(max_context, num_blocks * BLOCK_TOKENS)\n",
+        "",
+        "test_a_context_that_the_whole_cache_cannot_hold_is_none",
     ),
     blocks(
         "a block has as many owners as took it",

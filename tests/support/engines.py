@@ -8,6 +8,7 @@ from typing import Any
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
+from worker.engine.kv_cache import num_blocks_for
 from worker.engine.loader import LoadedModel
 from worker.engine.model_runner import ModelRunner, new_runner
 from worker.engine.sequence import Deadlines, Sequence
@@ -52,7 +53,8 @@ class Reply:
 def loaded_model(runner: ModelRunner, eos_ids: frozenset[int] = frozenset(), max_context: int = 512) -> LoadedModel:
     """What the loader would give for this runner."""
     tokenizer = Tokenizer(byte_level_tokenizer())
-    return LoadedModel(runner, tokenizer, eos_ids, max_context, NUM_BLOCKS, VOCAB_SIZE, "cpu", "a test model")
+    num_blocks = max(NUM_BLOCKS, 8 * num_blocks_for(max_context))
+    return LoadedModel(runner, tokenizer, eos_ids, max_context, num_blocks, VOCAB_SIZE, "cpu", "a test model")
 
 
 def new_engine(
