@@ -279,7 +279,7 @@ _ADMISSION = [
     ),
     openai(
         "an error has the usage that was asked for",
-        '                    chunk["usage"] = _usage(event.usage)\n',
+        '                    chunk["usage"] = usage_fields(event.usage)\n',
         "                    pass\n",
         "tests/web/test_admission.py::test_an_error_in_mid_stream_has_the_usage_that_was_asked_for",
     ),
