@@ -98,7 +98,7 @@ class Settings:
     load_timeout_s: float = _setting(1800.0, "loading the model, then DEAD", minimum=0.01)
     # Long enough for a probe and a person to read the reason, short enough for a supervisor's restart.
     dead_linger_s: float = _setting(5.0, "how long a process that could not load says why before it exits", minimum=0.0)
-    # Heroku sends SIGKILL 30 s after SIGTERM. gunicorn's graceful timeout is this plus 5.
+    # Heroku sends SIGKILL 30 s after SIGTERM. gunicorn's graceful timeout is this plus 7.
     drain_s: float = _setting(20.0, "how long streams may run on after SIGTERM", minimum=0.0)
 
     # The server
