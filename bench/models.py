@@ -123,21 +123,21 @@ def _copy_without_end(source: Path, folder: Path) -> None:
 
 
 class Prompts:
-    """Chat messages that are exactly `PROMPT_TOKENS` long behind the model's template, each of them new."""
+    """Chat messages that are so and so long behind the model's template, each of them new."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._rng = random.Random(seed)
 
-    def next(self) -> list[dict[str, str]]:
+    def next(self, num_tokens: int = PROMPT_TOKENS) -> list[dict[str, str]]:
         """Another one. Nobody's cache has seen it."""
         for _ in range(1000):
             words = [self._rng.choice(_WORDS)]
-            while self._length(words) < PROMPT_TOKENS:
+            while self._length(words) < num_tokens:
                 words.append(self._rng.choice(_WORDS))
-            if self._length(words) == PROMPT_TOKENS:
+            if self._length(words) == num_tokens:
                 return self._messages(words)
-        raise RuntimeError(f"no prompt of {PROMPT_TOKENS} tokens was found")
+        raise RuntimeError(f"no prompt of {num_tokens} tokens was found")
 
     def _length(self, words: list[str]) -> int:
         messages = self._messages(words)

@@ -24,7 +24,7 @@ from bench.models import EMBEDDED, OUT
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_STREAMS = 32
-MAX_CONTEXT = 1024
+MAX_CONTEXT = 2048
 READY_LIMIT_S = 300.0
 LLAMA_SERVER = os.environ.get("LLAMA_SERVER") or str(OUT / "llama.cpp" / "bin" / "llama-server")
 
