@@ -105,6 +105,14 @@ def test_a_nan_of_its_own_is_not_hidden(decode: Any) -> None:
     assert out[1].isfinite().all()
 
 
+def test_the_library_leaves_the_arithmetic_of_the_process_alone() -> None:
+    """-ffast-math links code that switches subnormal numbers off, for everybody in the process."""
+    smallest = 5e-324
+    assert IS_NATIVE in (True, False)
+    assert smallest / 1.0 > 0.0
+    assert (torch.tensor(1e-310, dtype=torch.float64) / 1).item() > 0
+
+
 def test_without_a_compiler_there_are_no_kernels_and_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(native, "library", lambda: tmp_path / "none.so")
     monkeypatch.setattr("shutil.which", lambda name: None)

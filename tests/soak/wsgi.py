@@ -43,8 +43,8 @@ class CountingEngine(Engine):
         self.num_accepted += 1
 
 
-# Half of what all could fill: now and then one has to give way to another.
-NUM_BLOCKS = 256
+# All that the slots could fill: a stream that gives way for long would count as stalled here.
+NUM_BLOCKS = 960
 
 
 def _load(settings: Settings, report: Any) -> LoadedModel:
@@ -62,6 +62,9 @@ runner = SoakRunner(faults, STEP_S)
 settings = Settings.from_env(os.environ)
 engine = CountingEngine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
+shared = app.extensions["endstop"]
+for aside in (shared.aside, shared.jobs._aside, shared.jobs._far_aside):
+    aside.run(int)  # its thread comes with the first work, and one that comes later would look like a leak
 control = Blueprint("soak", __name__)
 
 

@@ -39,7 +39,6 @@ class GeventAside:
         from gevent.threadpool import ThreadPool
 
         self._pool: Any = ThreadPool(1, hub=gevent.get_hub())
-        self._pool.spawn(int)  # makes the thread now: one that comes later would look like a leak
 
     def run(self, work: Callable[[], R]) -> R:
         outcome: list[R] = []

@@ -23,7 +23,7 @@ namespace {
 constexpr int64_t kBlockTokens = 16;
 // Below this much work the threads would wait for each other longer than they work.
 constexpr int64_t kWorkPerThread = 1 << 16;
-constexpr float kNone = -1e30f;  // less than any score; not infinity, which -ffast-math does not know
+constexpr float kNone = -1e30f;  // less than any score, and their difference is a number
 
 inline void widen(const float* from, float* to, int64_t size) { std::memcpy(to, from, size * sizeof(float)); }
 
