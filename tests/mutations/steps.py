@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation, taking_from
 
 scheduler = taking_from("worker/engine/scheduler.py", "tests/engine/test_scheduler.py")
 blocks = taking_from("worker/engine/kv_cache.py", "tests/engine/test_scheduler.py")
+memory = taking_from("worker/engine/memory.py", "tests/engine/test_memory.py")
 loader = taking_from("worker/engine/loader.py", "tests/engine/test_loader.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
@@ -113,6 +114,12 @@ _SCHEDULING = [
 """,
         "        sequence.append(token_id, now)\n",
         "test_a_prompt_that_begins_like_another_is_not_computed_again",
+    ),
+    memory(
+        "files that the kernel remembers do not take the cache's room",
+        " - int(used) + files))\n",
+        " - int(used)))\n",
+        "test_files_that_the_kernel_remembers_are_not_in_the_way",
     ),
     loader(
         "a context that the whole cache cannot hold is none",

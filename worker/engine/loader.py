@@ -108,7 +108,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
             ) from error
         # the model's own code, on its first input
         raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
-    if num_blocks < num_blocks_for(16):
+    if num_blocks < 1:
         raise ModelLoadError("no memory is left for the cache; raise ENDSTOP_CACHE_MB")
     # A request that the whole cache cannot hold could never be computed.
     max_context = min(max_context, num_blocks * BLOCK_TOKENS)

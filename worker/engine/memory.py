@@ -8,6 +8,7 @@ import torch
 CPU_SHARE = 0.5
 CUDA_SHARE = 0.85
 _CGROUP = Path("/sys/fs/cgroup")
+_REMEMBERED = ("active_file ", "inactive_file ")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,7 +32,11 @@ def _free_bytes() -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, details = ((_CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return free  # no control group of the second version
-    return free if limit == "max" else min(free, int(limit) - int(used))
+    if limit.strip() == "max":
+        return free
+    # What the kernel remembers of files counts as used until somebody needs the room: the weights that were just read.
+    files = sum(int(line.split()[1]) for line in details.splitlines() if line.startswith(_REMEMBERED))
+    return min(free, max(0, int(limit) - int(used) + files))
