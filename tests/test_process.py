@@ -113,6 +113,11 @@ def test_a_signal_while_it_starts_ends_it_at_once(
         assert time.monotonic() - began < 20, "gunicorn had to kill it"
 
 
+def wait_for_steps(server: Server, number: int) -> None:
+    last = server.stats()["steps"] + number
+    server.wait_for(lambda: server.stats()["steps"] >= last, f"{number} steps")
+
+
 @BOTH
 def test_every_process_is_told_to_stop_at_once(tmp_path: Path, worker_class: str) -> None:
     """As systemd and Heroku do. Whether the worker or the arbiter sees it first is a race: several tries."""
@@ -122,7 +127,7 @@ def test_every_process_is_told_to_stop_at_once(tmp_path: Path, worker_class: str
             stream.read_until(b'"type":"token"')
             os.killpg(server.process.pid, signal.SIGTERM)
             server.wait_for(lambda: "draining" in server.log(), "the drain")
-            time.sleep(1.2)  # a worker that closes its door does so within a second
+            wait_for_steps(server, 80)  # of 20 ms; a worker that closes its door does so within a second
             ready = server.get("/ready")
             assert (ready.status_code, ready.json()["state"]) == (503, "DRAINING")
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"

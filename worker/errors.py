@@ -27,6 +27,8 @@ three endings are in streams/channel.py. Knows nothing of HTTP beyond the number
 
 from dataclasses import dataclass
 
+SHUTTING_DOWN = "the server is shutting down"
+
 
 class EndstopError(Exception):
     """Base of all errors raised on purpose."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.kernels import Kind, paged_decode, weigh
-from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK
+from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK, num_blocks_for
 from worker.engine.scheduler import Row
 
 # Arguments that a model passes when its attention is of a kind that this file does not know.
@@ -76,7 +76,7 @@ def lay_out(rows: list[Row], device: torch.device) -> tuple[list[Row], PackedLay
 def _places(row: Row) -> list[int]:
     """Of each of the row's tokens up to its end, the place in the cache."""
     places: list[int] = []
-    for block in row.blocks[: -(-row.end // BLOCK_TOKENS)]:
+    for block in row.blocks[: num_blocks_for(row.end)]:
         places += range(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
     return places[: row.end]
 

@@ -24,6 +24,7 @@ from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequence import Sequence, SequenceState
 from worker.engine.service_rate import ServiceRate
 from worker.errors import (
+    SHUTTING_DOWN,
     DeadlineExceeded,
     EngineDead,
     GenerationFailed,
@@ -52,7 +53,6 @@ LONG_STEP_S = 0.1
 # How long to let the generation thread deliver what it has before streams are ended from outside. Usually some ms.
 DELIVERY_S = 0.5
 DELIVERY_TICK_S = 0.002
-SHUTTING_DOWN = "the server is shutting down"
 # Deadlines are in seconds; looking at all of them in every step would cost more than the step's bookkeeping.
 DEADLINE_TICK_S = 0.05
 
@@ -91,6 +91,7 @@ class Engine:
         self._waiter = ThreadWaiter()
         self._inbox: deque[Sequence] = deque()
         # Guards {is_accepting, _inbox, _open, _service_rate}: each submit is wholly before or wholly after a shutdown.
+        # And {_num_debtors, _has_ended}, and the moment in which tokens begin to be delivered.
         self._lock = new_lock()
         self._is_accepting = False
         # All that was accepted and has not ended. Whoever closes a stream takes it out; see `abandon`.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine import native
-from worker.engine.kv_cache import BLOCK_TOKENS
+from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
 IS_NATIVE = native.load()
 
@@ -60,7 +60,7 @@ def paged_decode_in_torch(
     num_rows, num_heads, _ = query.shape
     num_kv_heads = keys.shape[1]
     length = int(lengths.max())
-    tables = tables[:, : -(-length // BLOCK_TOKENS)].long()
+    tables = tables[:, : num_blocks_for(length)].long()
     places = (tables[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS, device=query.device)).flatten(1)
     places = places[:, :length]
     at = torch.arange(length, device=query.device)

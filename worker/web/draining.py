@@ -23,6 +23,8 @@ from worker.web.early_answers import write_error
 
 # Behind the last stream, and behind `keepalive`: a request that is already on its way is still told why it is refused.
 IDLE_S = 2.5
+# Enough for a client to read the last bytes before the reset that a close with unread input would send.
+LINGER_S = 1.0
 
 
 class DrainingWorker(Worker):  # type: ignore[misc]

@@ -6,12 +6,9 @@ from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
 
 from worker.errors import Overloaded
-from worker.web.draining import DrainingWorker
+from worker.web.draining import LINGER_S, DrainingWorker
 from worker.web.early_answers import encode_refusal
 from worker.web.patience import Places, when_read
-
-# Enough for a client to read the last bytes before the reset that a close with unread input would send.
-LINGER_S = 1.0
 
 
 class EndstopGeventWorker(DrainingWorker, GeventWorker):  # type: ignore[misc]

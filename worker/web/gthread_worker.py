@@ -37,16 +37,14 @@ from gunicorn.http2 import negotiation
 from gunicorn.workers.base import Worker
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from worker.errors import BodyTimeout, NotReady, Overloaded, RequestError
-from worker.web.draining import DrainingWorker
+from worker.errors import SHUTTING_DOWN, BodyTimeout, NotReady, Overloaded, RequestError
+from worker.web.draining import LINGER_S, DrainingWorker
 from worker.web.early_answers import encode_refusal
 from worker.web.head import Head, parse_head
 from worker.web.patience import Places, limit_reads, unlimit_reads, when_read
 
 logger = logging.getLogger("endstop")
 
-# Enough for a client to read the last bytes before the reset that a close with unread input would send.
-LINGER_S = 1.0
 # A browser may open a connection some time before it has a request.
 FIRST_BYTE_S = 5.0
 HEAD_S = 5.0
@@ -270,7 +268,7 @@ class EndstopThreadWorker(DrainingWorker, ThreadWorker):  # type: ignore[misc]
             if conn.head is None or conn.is_refused:
                 self._drop(conn)
             elif not self.alive:
-                self._refuse(conn, NotReady("DRAINING", "the server is shutting down", 2))
+                self._refuse(conn, NotReady("DRAINING", SHUTTING_DOWN, 2))
             else:
                 message = f"the body did not come within {self.body_timeout_s:g} s; send it faster"
                 self._refuse(conn, BodyTimeout(message))

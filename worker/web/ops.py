@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from flask import Blueprint, Response, jsonify
 
 from worker.engine.engine import Engine, EngineState
-from worker.errors import NotReady, Overloaded
+from worker.errors import SHUTTING_DOWN, NotReady, Overloaded
 from worker.web.context import context
 from worker.web.refusals import RETRY_FAILED_S
 from worker.web.sse import DONE, PING, encode_data, event_stream_response
@@ -66,7 +66,7 @@ def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
     if engine.state is EngineState.LOADING and (fault := engine.liveness()):
         yield encode_data({"state": EngineState.DEAD.value, "reason": fault})
     elif engine.state is EngineState.LOADING:
-        yield encode_data({"state": EngineState.DRAINING.value, "reason": "the server is shutting down"})
+        yield encode_data({"state": EngineState.DRAINING.value, "reason": SHUTTING_DOWN})
     else:
         reason = {"reason": engine.reason} if engine.reason else {}
         yield encode_data({"state": engine.state.value, "fraction": 1.0} | reason)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.cpp_extension import include_paths, library_paths
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = sorted(_HERE.glob("*.cpp"))
@@ -57,6 +56,8 @@ def build() -> Path:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise CannotBuild("there is no C++ compiler; the Debian package is g++")
+    from torch.utils.cpp_extension import include_paths, library_paths  # needs setuptools, which a server does not
+
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     includes = [f"-I{folder}" for folder in include_paths("cpu")]
