@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from tests.support.tokenizers import tokenizer_of_kind
 from worker.engine.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
@@ -230,6 +231,101 @@ def test_a_special_token_does_not_end_a_run_of_bytes() -> None:
 def test_one_bad_byte_breaks_the_whole_run_and_so_the_run_is_held() -> None:
     ids = [byte_token("sentencepiece", byte) for byte in [*"é".encode(), 0x80]]
     assert pieces("sentencepiece", ids) == ["", "", "", "\ufffd" * 3]
+
+
+class DetokenizerMachine(RuleBasedStateMachine):
+    """Streams of one tokenizer, as the engine runs them: side by side, each at a place of its own, ended at any.
+
+    After every token: what was given out is what the library makes of the tokens so far, but for a tail that a later
+    token may still change, and that is held back only behind such a token. At the end: it is the whole.
+    """
+
+    kind = ""
+    num_streams = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = Tokenizer(tokenizer_of_kind(self.kind))
+        self.library = tokenizer_of_kind(self.kind)
+        self.backend = self.library.backend_tokenizer
+        self.special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        self.open = [self.tokenizer.new_detokenizer() for _ in range(self.num_streams)]
+        self.ids: list[list[int]] = [[] for _ in self.open]
+        self.text = [""] * self.num_streams
+
+    @rule(stream=st.integers(0, num_streams - 1), data=st.data())
+    def push(self, stream: int, data: st.DataObject) -> None:
+        self._push(stream, data.draw(st.integers(0, len(self.library) + 2)))
+
+    @rule(stream=st.integers(0, num_streams - 1), data=st.data())
+    def push_special(self, stream: int, data: st.DataObject) -> None:
+        self._push(stream, data.draw(st.sampled_from(sorted(self.backend.get_added_tokens_decoder()))))
+
+    @rule(stream=st.integers(0, num_streams - 1), text=texts)
+    def push_text(self, stream: int, text: str) -> None:
+        for token_id in self.library.encode(text, add_special_tokens=False):
+            self._push(stream, token_id)
+
+    @rule(stream=st.integers(0, num_streams - 1), text=texts, data=st.data())
+    def push_half_of_a_text(self, stream: int, text: str, data: st.DataObject) -> None:
+        ids = self.library.encode(text, add_special_tokens=False)
+        for token_id in ids[: data.draw(st.integers(0, len(ids)))]:
+            self._push(stream, token_id)
+
+    @rule(stream=st.integers(0, num_streams - 1))
+    def end(self, stream: int) -> None:
+        assert self.text[stream] + self.open[stream].flush() == reference(self.library, self.ids[stream])
+        self.open[stream] = self.tokenizer.new_detokenizer()
+        self.ids[stream], self.text[stream] = [], ""
+
+    def _push(self, stream: int, token_id: int) -> None:
+        self.text[stream] += self.open[stream].push(token_id)
+        if self.backend.id_to_token(token_id) is not None:
+            self.ids[stream].append(token_id)
+
+    @invariant()
+    def what_is_given_out_is_settled_and_nothing_else_is_held(self) -> None:
+        for ids, text in zip(self.ids, self.text, strict=True):
+            if self.tokenizer._token_bytes is not None:
+                assert text == _decidable(b"".join(self.tokenizer._token_bytes[i] for i in ids))
+                continue
+            heard = [i for i in ids if i not in self.special]
+            num_settled = len(heard)
+            while num_settled and self._is_part(heard[num_settled - 1]):
+                num_settled -= 1
+            settled = reference(self.library, heard[:num_settled])
+            if num_settled == len(heard):
+                assert text == settled
+            else:
+                assert text.startswith(settled.rstrip("\ufffd"))
+
+    def _is_part(self, token_id: int) -> bool:
+        """Whether the text of this token depends on those behind it."""
+        token = self.backend.id_to_token(token_id)
+        return token.startswith("<0x") or "\ufffd" in token
+
+    def teardown(self) -> None:
+        for stream in range(self.num_streams):
+            self.end(stream)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_side_by_side_keep_the_law_at_every_token(kind: str) -> None:
+    machine = type("Machine", (DetokenizerMachine,), {"kind": kind})
+    run_state_machine_as_test(machine, settings=settings(repeatable, max_examples=60, stateful_step_count=25))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte-level"])
+def test_a_window_does_not_grow_with_the_stream(kind: str) -> None:
+    one = detokenizer(kind)
+    assert isinstance(one, WindowDetokenizer)
+    lengths: list[int] = []
+    for _ in range(40):
+        for token_id in tokenizer_of_kind(kind).encode("the fox"):
+            one.push(token_id)
+            lengths.append(len(one._window))
+    assert max(lengths) == max(lengths[:20])
 
 
 def test_flush_without_anything_pushed_is_empty() -> None:

@@ -40,9 +40,13 @@ def main() -> int:
         folder: Path = options.log_folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         results: list[Result] = []
-        for name in classes:
-            num_blows = sum(result.ledger.counts["workers replaced"] for result in results)
-            results.append(asyncio.run(soak(name, seed, seconds / len(classes), folder, num_blows)))
+        try:
+            for name in classes:
+                num_blows = sum(result.ledger.counts["workers replaced"] for result in results)
+                results.append(Result(name, seed))
+                asyncio.run(soak(results[-1], seconds / len(classes), folder, num_blows))
+        except KeyboardInterrupt:
+            console.print("interrupted: what there is of the run")
     show(results, console)
     return 0 if is_well(results) else 1
 

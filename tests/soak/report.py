@@ -12,12 +12,12 @@ from tests.soak.judge import Kind
 from tests.soak.run import Result
 
 # Counters that are compared between the two rests, in the order of the table.
-_COUNTERS = ("open", "running", "streams", "threads", "pool_threads", "descriptors")
+_COUNTERS = ("open", "running", "streams", "preempted", "threads", "pool_threads", "descriptors")
 
 
 def is_well(results: list[Result]) -> bool:
-    """Whether there is nothing to find fault with."""
-    return not any(result.ledger.findings for result in results)
+    """Whether all was run and there is nothing to find fault with."""
+    return all(result.is_whole and not result.ledger.findings for result in results)
 
 
 def show(results: list[Result], console: Console) -> None:

@@ -40,6 +40,7 @@ MIN_PHASE_S = 2.0
 # An allocator keeps what it was given in a rush. More than this is no longer that.
 MEMORY_SLACK_BYTES = 32 * 1024 * 1024
 NUM_LAST_STREAMS = 8
+FILLING = 520  # tokens of a stream of which every slot has one: together they are more than the cache holds
 NUM_BROKEN, NUM_TOKENS_WAITING = 4, 20
 STARVED = ("/execute", "/v1/chat/completions", "/v1/completions")
 
@@ -50,8 +51,9 @@ class Result:
 
     worker_class: str
     seed: str
-    seconds: float
-    ledger: Ledger
+    seconds: float = 0.0
+    ledger: Ledger = field(default_factory=Ledger)
+    is_whole: bool = False
     first: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     arbiter_first: dict[str, int] = field(default_factory=dict)
@@ -92,25 +94,23 @@ class Load:
             task.result()
 
 
-async def soak(worker_class: str, seed: str, seconds: float, folder: Path, num_blows_before: int = 0) -> Result:
+async def soak(result: Result, seconds: float, folder: Path, num_blows_before: int = 0) -> None:
     """Run all phases.
 
     Args:
-        worker_class: gevent or gthread.
-        seed: What clients do depends on it.
+        result: Is filled in, so that something is known of a run that was interrupted.
         seconds: Of load; starts, rests and the end come on top.
         folder: For the server's log.
         num_blows_before: What the run before has dealt, so that two short ones together deal every kind.
     """
     began_at = time.monotonic()
-    with soak_server(folder, worker_class) as server:
-        world = World(server.port, f"{seed} {worker_class}")
-        result = Result(worker_class, seed, 0.0, world.ledger)
+    with soak_server(folder, result.worker_class) as server:
+        world = World(server.port, f"{result.seed} {result.worker_class}", result.ledger)
         try:
             await _until_ready(world, server)
             result.arbiter_first = server.arbiter()
             numbers = itertools.count()
-            await _storm(world, server, numbers, seconds, blows(seed, num_blows_before))
+            await _storm(world, server, numbers, seconds, blows(result.seed, num_blows_before))
             result.first = await _rest(world, None)
             await _steady(world, numbers, seconds * (1 - STORM_SHARE - WARM_SHARE))
             await _starve_some(world)
@@ -123,12 +123,12 @@ async def soak(worker_class: str, seed: str, seconds: float, folder: Path, num_b
             await _end_with_live_streams(world, server)
             result.exit_code = await asyncio.to_thread(server.exit_code)
         finally:
+            result.seconds = time.monotonic() - began_at
             result.log = server.log()
     if result.exit_code != 0:
         world.ledger.add(Kind.PROCESS, f"the server ended with {result.exit_code}, or not at all")
     world.ledger.compare_with_log(result.log)
-    result.seconds = time.monotonic() - began_at
-    return result
+    result.is_whole = True
 
 
 async def _storm(
@@ -264,7 +264,7 @@ async def _break_some(world: World) -> None:
     The judge looks at the text. Without these few streams have any waiting when they fail: readers are quick.
     """
     rng = random.Random("break")
-    asks = itertools.islice(_long_asks("/v1/jobs"), NUM_BROKEN)
+    asks = itertools.islice(_long_asks("/v1/jobs", LONG), NUM_BROKEN)
     jobs = [job for ask in asks if (job := await create_job(world, rng, ask)) is not None]
     if len(jobs) < NUM_BROKEN:
         world.ledger.add(Kind.ANSWER, f"a calm server took {len(jobs)} of {NUM_BROKEN} jobs")
@@ -295,8 +295,12 @@ async def _until(job: Job, is_enough: Callable[[dict[str, Any]], bool]) -> None:
 
 
 async def _fill_every_slot(world: World) -> None:
-    """As many long streams as there are slots: each gets one, or one has leaked."""
-    streams = _long_streams(world, NUM_SLOTS)
+    """As many long streams as there are slots: each gets one, or one has leaked.
+
+    They are more than the cache holds. Who gives way has to go on later as if nothing had been: the judge sees to it.
+    """
+    before = await counters(world)
+    streams = _long_streams(world, NUM_SLOTS, FILLING)
     most = 0
     while most < NUM_SLOTS and not all(stream.is_over for stream in streams):
         shown = await counters(world)
@@ -305,11 +309,14 @@ async def _fill_every_slot(world: World) -> None:
     if most < NUM_SLOTS:
         world.ledger.add(Kind.LEAK, f"slots: {NUM_SLOTS} requests waited and {most} ran")
     await asyncio.gather(*(stream.task for stream in streams))
+    after = await counters(world)
+    if before is None or after is None or after["preempted"] <= before["preempted"]:
+        world.ledger.add(Kind.UNEXPLAINED, "the cache was too small for all streams, and none gave way")
 
 
 async def _end_with_live_streams(world: World, server: SoakServer) -> None:
     """SIGTERM while streams are live: they are told their end, one way or another."""
-    streams = _long_streams(world, NUM_LAST_STREAMS)
+    streams = _long_streams(world, NUM_LAST_STREAMS, LONG)
     while any(stream.exchange.num_events < 3 and not stream.is_over for stream in streams):
         await asyncio.sleep(0.01)
     num_live = sum(not stream.is_over for stream in streams)
@@ -344,11 +351,12 @@ class _WatchedStream:
         return world.ledger.note_stream(ask, [self.exchange], is_plain=True)
 
 
-def _long_streams(world: World, num_streams: int) -> list[_WatchedStream]:
-    return [_WatchedStream(world, ask) for ask in itertools.islice(_long_asks("/execute"), num_streams)]
+def _long_streams(world: World, num_streams: int, num_tokens: int) -> list[_WatchedStream]:
+    asks = itertools.islice(_long_asks("/execute", num_tokens), num_streams)
+    return [_WatchedStream(world, ask) for ask in asks]
 
 
-def _long_asks(path: str) -> Iterator[Ask]:
+def _long_asks(path: str, num_tokens: int) -> Iterator[Ask]:
     # A time limit, a stop string or the model's own end would make it short.
-    asks = (new_ask(random.Random(number), path, number, max_tokens=LONG) for number in itertools.count())
-    return (ask for ask in asks if ask.due().num_tokens == LONG and "deadline_s" not in ask.fields)
+    asks = (new_ask(random.Random(number), path, number, max_tokens=num_tokens) for number in itertools.count())
+    return (ask for ask in asks if ask.due().num_tokens == num_tokens and "deadline_s" not in ask.fields)

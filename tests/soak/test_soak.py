@@ -19,7 +19,7 @@ from tests.soak.judge import Kind
 from tests.soak.ledger import Ledger, Replacement
 from tests.soak.oracle import shown
 from tests.soak.report import is_well
-from tests.soak.run import soak
+from tests.soak.run import Result, soak
 from tests.support.servers import WORKER_CLASSES
 
 LOAD_S = 8.0
@@ -39,7 +39,8 @@ def line(outcome: str, num_tokens: int | None = None, queue_ms: int = 1, total_m
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_a_short_soak(tmp_path: Path, worker_class: str) -> None:
     """One blow each: of all kinds in turn, as the seed has it."""
-    result = asyncio.run(soak(worker_class, "ci", LOAD_S, tmp_path, WORKER_CLASSES.index(worker_class)))
+    result = Result(worker_class, "ci")
+    asyncio.run(soak(result, LOAD_S, tmp_path, WORKER_CLASSES.index(worker_class)))
     assert is_well([result]), "\n".join([*result.ledger.shown_findings(), result.log[-5000:]])
     assert result.ledger.counts["streams"] > 50
     assert result.ledger.counts["workers replaced"] == 1

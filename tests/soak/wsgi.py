@@ -43,8 +43,9 @@ class CountingEngine(Engine):
         self.num_accepted += 1
 
 
-# All that the slots could fill: a stream that gives way for long would count as stalled here.
-NUM_BLOCKS = 960
+# A third of what the slots could fill, so that the youngest streams give way (`run._fill_every_slot`). With fewer it
+# would be for longer than a stream may go without a token, and count as stalled.
+NUM_BLOCKS = 320
 
 
 def _load(settings: Settings, report: Any) -> LoadedModel:
@@ -79,6 +80,7 @@ def show() -> Any:
         "running": engine.num_running,
         "streams": context().streams.num_open,
         "accepted": engine.num_accepted,
+        "preempted": engine._scheduler.num_preempted,
         "outcomes": {f"{o}{{{d}}}": n for (o, d), n in context().records.outcomes.items()},
         "faults": dict(faults.counts),
         **_threads(),
