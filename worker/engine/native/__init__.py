@@ -14,9 +14,10 @@ import torch
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = sorted(_HERE.glob("*.cpp"))
-# What of -ffast-math lets sums be vectorised. Not that itself: it links code that switches subnormal numbers off for
-# the whole process.
-_MATH = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
+_HEADERS = sorted(_HERE.glob("*.h"))
+# Not -ffast-math: it links code that switches subnormal numbers off for the whole process. Nor may sums be reordered:
+# the sources say in which order, so that it is the same for one row and for many.
+_MATH = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _FLAGS = ("-std=c++20", "-O3", "-march=native", *_MATH, "-fopenmp", "-fPIC", "-shared", "-w")
 BUILD_LIMIT_S = 300
 
@@ -28,7 +29,7 @@ class CannotBuild(Exception):
 def library() -> Path:
     """Where the library is or would be: another one for each source, version of torch and kind of CPU."""
     key = hashlib.sha256(torch.__version__.encode())
-    for source in _SOURCES:
+    for source in (*_SOURCES, *_HEADERS):
         key.update(source.read_bytes())
     key.update(" ".join(_FLAGS).encode())
     key.update(_cpu().encode())

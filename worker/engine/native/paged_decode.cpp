@@ -7,6 +7,8 @@
 // A row's result depends on that row alone, whoever its neighbours are and however many threads there are. Scores and
 // sums are float32. One pass with a running maximum: "Online normalizer calculation for softmax", arXiv:1805.02867.
 
+#include "vectors.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -14,89 +16,136 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <vector>
 
 namespace {
 
+using namespace endstop;
+
 constexpr int64_t kBlockTokens = 16;
+static_assert(kBlockTokens == kLanes, "the scores of a block are one vector");
 // Below this much work the threads would wait for each other longer than they work.
 constexpr int64_t kWorkPerThread = 1 << 16;
 constexpr float kNone = -1e30f;  // less than any score, and their difference is a number
-
-inline void widen(const float* from, float* to, int64_t size) { std::memcpy(to, from, size * sizeof(float)); }
-
-inline void widen(const at::BFloat16* from, float* to, int64_t size) {
-  const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-  for (int64_t i = 0; i < size; i++) {
-    const uint32_t wide = static_cast<uint32_t>(bits[i]) << 16;
-    std::memcpy(&to[i], &wide, sizeof(float));
-  }
-}
-
-inline void widen(const at::Half* from, float* to, int64_t size) {
-#ifdef __FLT16_MAX__
-  const _Float16* narrow = reinterpret_cast<const _Float16*>(from);
-  for (int64_t i = 0; i < size; i++) to[i] = static_cast<float>(narrow[i]);
-#else
-  for (int64_t i = 0; i < size; i++) to[i] = static_cast<float>(from[i]);
-#endif
-}
+constexpr int64_t kTogether = 4;  // heads that use a key or value while it is in a register
 
 struct Shape {
   int64_t num_kv_heads, group, head_dim, value_dim, max_blocks, window;
   float scale, softcap;
+
+  int64_t scratch() const { return group * (padded(head_dim) + padded(value_dim) + kBlockTokens + 2); }
 };
+
+// Products of `num` queries with the keys of a block, one vector each.
+template <int num, typename T>
+inline void products(const Shape& s, const float* query, const T* key, int64_t count, float* scores) {
+  const int64_t stride = padded(s.head_dim);
+  for (int64_t t = 0; t < count; t++, key += s.num_kv_heads * s.head_dim) {
+    Floats sums[num] = {};
+    int64_t d = 0;
+    for (; d + kLanes <= s.head_dim; d += kLanes) {
+      const Floats k = load(key + d);
+      for (int g = 0; g < num; g++) sums[g] += load(query + g * stride + d) * k;
+    }
+    if (d < s.head_dim) {
+      const Floats k = load(key + d, s.head_dim - d);
+      for (int g = 0; g < num; g++) sums[g] += load(query + g * stride + d) * k;
+    }
+    for (int g = 0; g < num; g++) scores[g * kBlockTokens + t] = sum(sums[g]);
+  }
+}
+
+// Adds the weighted values of a block to what `num` heads have so far, which shrinks before.
+template <int num, typename T>
+inline void mix(const Shape& s, const float* weights, const float* shrinks, const T* values, int64_t count, float* out) {
+  const int64_t stride = padded(s.value_dim);
+  for (int64_t d = 0; d < s.value_dim; d += kLanes) {
+    Floats sums[num];
+    for (int g = 0; g < num; g++) sums[g] = load(out + g * stride + d) * shrinks[g];
+    const T* value = values + d;
+    const bool is_whole = d + kLanes <= s.value_dim;
+    for (int64_t t = 0; t < count; t++, value += s.num_kv_heads * s.value_dim) {
+      const Floats v = is_whole ? load(value) : load(value, s.value_dim - d);
+      for (int g = 0; g < num; g++) sums[g] += v * weights[g * kBlockTokens + t];
+    }
+    for (int g = 0; g < num; g++) store(out + g * stride + d, sums[g]);
+  }
+}
+
+// Has a block of keys or values on its way from memory while the one before is computed: its rows are too far apart for
+// the processor to see what comes next.
+template <typename T>
+inline void fetch(const Shape& s, const T* rows, int64_t block, int64_t dim) {
+  constexpr int64_t kLineBytes = 64;
+  const T* row = rows + block * kBlockTokens * s.num_kv_heads * dim;
+  for (int64_t t = 0; t < kBlockTokens; t++, row += s.num_kv_heads * dim) {
+    for (int64_t d = 0; d < dim; d += kLineBytes / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d);
+  }
+}
+
+// Calls what it is given with the heads from 0 to `group`, some at a time: the first of them, and their number as a
+// constant.
+template <typename F>
+inline void in_parts(int64_t group, F&& call) {
+  int64_t g = 0;
+  for (; g + kTogether <= group; g += kTogether) call(g, std::integral_constant<int, kTogether>{});
+  switch (group - g) {
+    case 3: return call(g, std::integral_constant<int, 3>{});
+    case 2: return call(g, std::integral_constant<int, 2>{});
+    case 1: return call(g, std::integral_constant<int, 1>{});
+  }
+}
 
 // The heads of one row that share a key, over all that they see.
 template <typename T>
 void attend(const Shape& s, const float* query, const T* keys, const T* values, const int32_t* table, int64_t length,
             const float* sinks, float* out, float* scratch) {
-  float* key = scratch;
-  float* value = key + s.head_dim;
-  float* scores = value + s.value_dim;          // (group, kBlockTokens)
-  float* largest = scores + s.group * kBlockTokens;
-  float* total = largest + s.group;
-  std::fill_n(out, s.group * s.value_dim, 0.0f);
+  const int64_t key_stride = padded(s.head_dim), value_stride = padded(s.value_dim);
+  float* queries = scratch;                          // (group, key_stride), zeros behind each
+  float* mixed = queries + s.group * key_stride;     // (group, value_stride)
+  float* scores = mixed + s.group * value_stride;    // (group, kBlockTokens)
+  float* largest = scores + s.group * kBlockTokens;  // (group,)
+  float* total = largest + s.group;                  // (group,)
+  std::fill_n(queries, s.group * (key_stride + value_stride), 0.0f);
   std::fill_n(largest, s.group, kNone);
   std::fill_n(total, s.group, 0.0f);
+  for (int64_t g = 0; g < s.group; g++) {
+    for (int64_t d = 0; d < s.head_dim; d++) queries[g * key_stride + d] = query[g * s.head_dim + d] * s.scale;
+  }
+  std::vector<float> shrinks(s.group);
+  const Ints order = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int64_t first = s.window ? std::max<int64_t>(0, length - s.window) : 0;
   for (int64_t block = first / kBlockTokens; block * kBlockTokens < length; block++) {
     const int64_t begin = std::max(first, block * kBlockTokens);
     const int64_t count = std::min(length, (block + 1) * kBlockTokens) - begin;
     const int64_t place = table[block] * kBlockTokens + begin % kBlockTokens;
-    for (int64_t t = 0; t < count; t++) {
-      widen(keys + (place + t) * s.num_kv_heads * s.head_dim, key, s.head_dim);
-      for (int64_t g = 0; g < s.group; g++) {
-        const float* q = query + g * s.head_dim;
-        float sum = 0.0f;
-        for (int64_t d = 0; d < s.head_dim; d++) sum += q[d] * key[d];
-        sum *= s.scale;
-        scores[g * kBlockTokens + t] = s.softcap ? std::tanh(sum / s.softcap) * s.softcap : sum;
-      }
+    if ((block + 1) * kBlockTokens < length) {
+      fetch(s, keys, table[block + 1], s.head_dim);
+      fetch(s, values, table[block + 1], s.value_dim);
     }
+    in_parts(s.group, [&](int64_t g, auto num) {
+      products<num>(s, queries + g * key_stride, keys + place * s.num_kv_heads * s.head_dim, count,
+                    scores + g * kBlockTokens);
+    });
+    const Ints is_there = order < static_cast<int32_t>(count);
     for (int64_t g = 0; g < s.group; g++) {
       float* score = scores + g * kBlockTokens;
       float peak = largest[g];
-      for (int64_t t = 0; t < count; t++) peak = std::max(peak, score[t]);
-      const float shrink = std::exp(largest[g] - peak);
-      float sum = total[g] * shrink;
-      for (int64_t t = 0; t < count; t++) score[t] = std::exp(score[t] - peak);
-      for (int64_t t = 0; t < count; t++) sum += score[t];
-      largest[g] = peak;
-      total[g] = sum;
-      float* o = out + g * s.value_dim;
-      for (int64_t d = 0; d < s.value_dim; d++) o[d] *= shrink;
-    }
-    for (int64_t t = 0; t < count; t++) {
-      widen(values + (place + t) * s.num_kv_heads * s.value_dim, value, s.value_dim);
-      for (int64_t g = 0; g < s.group; g++) {
-        float* o = out + g * s.value_dim;
-        const float weight = scores[g * kBlockTokens + t];
-        for (int64_t d = 0; d < s.value_dim; d++) o[d] += weight * value[d];
+      for (int64_t t = 0; t < count; t++) {
+        if (s.softcap) score[t] = std::tanh(score[t] / s.softcap) * s.softcap;
+        peak = std::max(peak, score[t]);
       }
+      const Floats weights = is_there ? exp_of_negative(load(score) - peak) : Floats{};
+      store(score, weights);
+      shrinks[g] = std::exp(largest[g] - peak);
+      largest[g] = peak;
+      total[g] = total[g] * shrinks[g] + sum(weights);
     }
+    in_parts(s.group, [&](int64_t g, auto num) {
+      mix<num>(s, scores + g * kBlockTokens, shrinks.data() + g, values + place * s.num_kv_heads * s.value_dim, count,
+               mixed + g * value_stride);
+    });
   }
   for (int64_t g = 0; g < s.group; g++) {
     float sum = total[g], shrink = 1.0f;
@@ -105,7 +154,7 @@ void attend(const Shape& s, const float* query, const T* keys, const T* values, 
       shrink = std::exp(largest[g] - peak);
       sum = sum * shrink + std::exp(sinks[g] - peak);
     }
-    for (int64_t d = 0; d < s.value_dim; d++) out[g * s.value_dim + d] *= shrink / sum;
+    for (int64_t d = 0; d < s.value_dim; d++) out[g * s.value_dim + d] = mixed[g * value_stride + d] * (shrink / sum);
   }
 }
 
@@ -144,7 +193,7 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
     const T* k = keys.const_data_ptr<T>();
     const T* v = values.const_data_ptr<T>();
     at::parallel_for(0, num_tasks, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(s.head_dim + s.value_dim + s.group * (kBlockTokens + 2));
+      std::vector<float> scratch(s.scratch());
       for (int64_t task = begin; task < end; task++) {
         const int64_t row = task / s.num_kv_heads, head = task % s.num_kv_heads;
         const int64_t at = row * num_heads + head * s.group;

@@ -1,0 +1,83 @@
+// Sixteen numbers at a time, in the compiler's own vector types: one register with AVX-512, two or four elsewhere.
+// What is summed is summed in an order that the source fixes, so that a row's result depends on that row alone.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace endstop {
+
+constexpr int64_t kLanes = 16;
+
+using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
+
+inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+inline Floats load(const float* from) {
+  Floats out;
+  std::memcpy(&out, from, sizeof out);
+  return out;
+}
+
+inline Floats load(const c10::BFloat16* from) {
+  using Narrow = uint16_t __attribute__((vector_size(32)));
+  using Wide = uint32_t __attribute__((vector_size(64)));
+  Narrow bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return reinterpret_cast<Floats>(__builtin_convertvector(bits, Wide) << 16);
+}
+
+inline Floats load(const c10::Half* from) {
+#ifdef __FLT16_MAX__
+  using Narrow = _Float16 __attribute__((vector_size(32)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof narrow);
+  return __builtin_convertvector(narrow, Floats);
+#else
+  Floats out;
+  for (int i = 0; i < kLanes; i++) out[i] = static_cast<float>(from[i]);
+  return out;
+#endif
+}
+
+// The last `count` of a row, and zeros behind them.
+template <typename T>
+inline Floats load(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  T whole[kLanes] = {};
+  std::memcpy(whole, from, count * sizeof(T));
+  return load(whole);
+}
+
+inline void store(float* to, Floats from) { std::memcpy(to, &from, sizeof from); }
+
+inline float sum(Floats v) {
+  const auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  const auto two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
+}
+
+// e to the power of numbers of at most 0, within 2 units in the last place; below -87 it stays e^-87. The polynomial is
+// that of expf in Cephes.
+inline Floats exp_of_negative(Floats x) {
+  x = x < -87.0f ? Floats{} - 87.0f : x;
+  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  const Floats whole = shifted - 12582912.0f;
+  x = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats y = x * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * x + 8.3334519073e-3f;
+  y = y * x + 4.1665795894e-2f;
+  y = y * x + 1.6666665459e-1f;
+  y = y * x + 5.0000001201e-1f;
+  y = y * x * x + x + 1.0f;
+  const Ints exponent = __builtin_convertvector(whole, Ints) + 127;
+  return y * reinterpret_cast<Floats>(exponent << 23);
+}
+
+}  // namespace endstop
