@@ -48,6 +48,9 @@ class Settings:
     cpu_threads: int = _setting(
         0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0
     )
+    trace: str = _setting(
+        "on", "steps that only decode run without Python, where the model's code allows it", choices=("on", "off")
+    )
 
     # How much at once
     max_slots: int = _setting(16, "sequences that generate at the same time", minimum=1, maximum=512)

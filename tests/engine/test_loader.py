@@ -226,5 +226,5 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
     def no_memory(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("worker.engine.attention.PagedAttention._store", no_memory)
+    monkeypatch.setattr("worker.engine.attention.PagedAttention._new_cache", no_memory)
     assert "ENDSTOP_MAX_SLOTS" in reason(saved)

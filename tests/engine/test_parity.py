@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.engines import new_engine, new_sequence, wait_until
+from tests.support.engines import NUM_BLOCKS, new_engine, new_sequence, wait_until
 from tests.support.random_models import CONFIGS, VOCAB_SIZE, random_model
-from worker.engine.model_runner import FallbackRunner, PackedRunner, new_runner
+from worker.engine.model_runner import FallbackRunner, ModelRunner, PackedRunner, new_runner
 
 NUM_NEW = 24
 LENGTHS = (1, 3, 40, 17, 64, 5, 33, 2)
@@ -31,20 +31,40 @@ def _generate(model: Any, prompt: list[int]) -> list[int]:
     return tokens
 
 
+PACKED = [family for family in CONFIGS if family not in ("mpt", "mamba")]
+
+
+def _packed(model: Any, *, is_traced: bool) -> PackedRunner:
+    runner, reason = new_runner(model, lambda _: NUM_BLOCKS)
+    assert isinstance(runner, PackedRunner), reason
+    if is_traced:
+        runner.trace(max_context=512)
+    return runner
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "runner"),
-    [
-        *((family, PackedRunner) for family in CONFIGS if family not in ("mpt", "mamba")),
-        ("mpt", FallbackRunner),
-    ],
-)
-def test_greedy_tokens_equal_generate(family: str, runner: type) -> None:
+@pytest.mark.parametrize("family", PACKED)
+def test_greedy_tokens_equal_generate(family: str) -> None:
+    check_parity(family, _packed(random_model(family), is_traced=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2-moe"])
+def test_greedy_tokens_equal_generate_in_python(family: str) -> None:
+    check_parity(family, _packed(random_model(family), is_traced=False))
+
+
+@pytest.mark.slow
+def test_greedy_tokens_equal_generate_row_by_row() -> None:
+    runner, _ = new_runner(random_model("mpt"), lambda _: NUM_BLOCKS)
+    assert isinstance(runner, FallbackRunner)
+    check_parity("mpt", runner)
+
+
+def check_parity(family: str, runner: ModelRunner) -> None:
     expected = [_generate(random_model(family), prompt) for prompt in _prompts()]
-    model = random_model(family)
-    assert type(new_runner(random_model(family), lambda _: 64)[0]) is runner
     # a step of 16 tokens cuts the prompts into chunks, and 5 slots make some wait and reuse a slot
-    engine = new_engine(model, max_slots=5, step_tokens=16)
+    engine = new_engine(runner=runner, max_slots=5, step_tokens=16)
     try:
         replies = []
         for prompt in _prompts():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.kernels import Kind, paged_decode, weigh
+from worker.engine.kernels import Kind, paged_decode, store, store_and_decode, weigh
 from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK, num_blocks_for
 from worker.engine.scheduler import Row
 
@@ -30,7 +30,6 @@ class PackedLayout:
     Attributes:
         places: (num_tokens,) int64, the place of each packed token in the cache.
         positions: (num_tokens,) int64, its position in its sequence.
-        num_decodes: Rows of one token that extend a cached sequence.
         tables: (num_decodes, max_blocks) int32, their blocks; padded.
         lengths: (num_decodes,) int32, how many tokens each decode looks at, its own included.
         prefills: The other rows, each with the index of its first packed token and the places of all its tokens.
@@ -38,10 +37,14 @@ class PackedLayout:
 
     places: Tensor
     positions: Tensor
-    num_decodes: int
     tables: Tensor
     lengths: Tensor
     prefills: list[tuple[Row, int, Tensor]]
+
+    @property
+    def num_decodes(self) -> int:
+        """Rows of one token that extend a cached sequence."""
+        return len(self.lengths)
 
 
 def lay_out(rows: list[Row], device: torch.device) -> tuple[list[Row], PackedLayout]:
@@ -65,7 +68,6 @@ def lay_out(rows: list[Row], device: torch.device) -> tuple[list[Row], PackedLay
     layout = PackedLayout(
         torch.tensor(places, device=device),
         torch.tensor(positions, device=device),
-        len(decodes),
         torch.tensor(tables, dtype=torch.int32, device=device),
         torch.tensor([row.end for row in decodes], dtype=torch.int32, device=device),
         prefills,
@@ -90,15 +92,14 @@ class PagedAttention:
 
     def __init__(self, num_blocks: int) -> None:
         self._num_places = (num_blocks + 1) * BLOCK_TOKENS  # and the block for padding
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self.caches: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each layer
         self._kinds: dict[int, Kind] = {}
         self.layout: PackedLayout | None = None  # set by the runner for each step
 
     @property
     def bytes_per_token(self) -> int:
         """Of all layers that have been called."""
-        return sum(cache[0].nbytes for cache in (*self._keys.values(), *self._values.values()))
+        return sum(cache[0].nbytes for caches in self.caches.values() for cache in caches)
 
     @torch.inference_mode()
     def resize(self, num_blocks: int) -> None:
@@ -108,10 +109,10 @@ class PagedAttention:
             torch.OutOfMemoryError, RuntimeError: There is not so much memory.
         """
         self._num_places = (num_blocks + 1) * BLOCK_TOKENS
-        for caches in (self._keys, self._values):
-            for layer, old in caches.items():
-                caches[layer] = old.new_empty(0)  # first give back
-                caches[layer] = old.new_zeros((self._num_places, *old.shape[1:]))
+        for layer, (keys, values) in self.caches.items():
+            self.caches[layer] = keys.new_empty(0), values.new_empty(0)  # first give back
+            shapes = [(self._num_places, *one.shape[1:]) for one in (keys, values)]
+            self.caches[layer] = keys.new_zeros(shapes[0]), values.new_zeros(shapes[1])
 
     def __call__(
         self,
@@ -138,11 +139,17 @@ class PagedAttention:
         kind = self._kinds.get(layer)
         if kind is None:
             kind = self._kinds[layer] = _kind_of(query, scaling, kwargs)
-        keys, values = self._store(layer, key[0], value[0], layout)
-        num_heads, num_tokens = query.shape[1], query.shape[2]
-        num_decodes = layout.num_decodes
-        if num_decodes == num_tokens:
-            return paged_decode(query[0].transpose(0, 1), keys, values, layout.tables, layout.lengths, kind)[None], None
+        if layer not in self.caches:
+            self.caches[layer] = self._new_cache(key[0]), self._new_cache(value[0])
+        keys, values = self.caches[layer]
+        new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if not layout.prefills:
+            rows = query[0].transpose(0, 1)
+            return store_and_decode(rows, *new, keys, values, layout.places, layout.tables, layout.lengths, kind)[
+                None
+            ], None
+        store(*new, keys, values, layout.places)
+        num_heads, num_tokens, num_decodes = query.shape[1], query.shape[2], layout.num_decodes
         out = query.new_empty(num_tokens, num_heads, value.shape[-1])
         if num_decodes:
             decodes = query[0, :, :num_decodes].transpose(0, 1)
@@ -156,15 +163,8 @@ class PagedAttention:
             out[at:stop] = attend(query[0, :, at:stop], row_key, row_value, row.start, kind).transpose(0, 1)
         return out[None], None
 
-    def _store(self, layer: int, key: Tensor, value: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values into the layer's cache and return the cache."""
-        if layer not in self._keys:
-            for caches, new in ((self._keys, key), (self._values, value)):
-                caches[layer] = new.new_zeros(self._num_places, new.shape[0], new.shape[-1])
-        keys, values = self._keys[layer], self._values[layer]
-        keys.index_copy_(0, layout.places, key.transpose(0, 1))
-        values.index_copy_(0, layout.places, value.transpose(0, 1))
-        return keys, values
+    def _new_cache(self, new: Tensor) -> Tensor:
+        return new.new_zeros(self._num_places, new.shape[0], new.shape[-1])
 
 
 def _kind_of(query: Tensor, scaling: float | None, kwargs: dict[str, Any]) -> Kind:

@@ -53,6 +53,38 @@ def paged_decode(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, le
     return paged_decode_in_torch(query, keys, values, tables, lengths, kind)
 
 
+def store_and_decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    kind: Kind,
+) -> Tensor:
+    """Write the new key and value of each row into the cache, and then as `paged_decode`: one call for each layer.
+
+    Args:
+        key, value: (num_rows, num_kv_heads, head_dim).
+        places: (num_rows,) int64, where they go.
+    """
+    if IS_NATIVE and query.device.type == "cpu":
+        native_call = torch.ops.endstop.store_and_decode
+        rest = (tables, lengths, kind.scale, kind.window, kind.softcap, kind.sinks)
+        out: Tensor = native_call(query, key, value, keys, values, places, *rest)
+        return out
+    store(key, value, keys, values, places)
+    return paged_decode(query, keys, values, tables, lengths, kind)
+
+
+def store(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, places: Tensor) -> None:
+    """Write new keys and values, (num_tokens, num_kv_heads, head_dim), to their places in the cache."""
+    keys.index_copy_(0, places, key)
+    values.index_copy_(0, places, value)
+
+
 def paged_decode_in_torch(
     query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, kind: Kind
 ) -> Tensor:

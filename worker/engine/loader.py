@@ -26,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.memory import cache_bytes, is_out_of_memory
-from worker.engine.model_runner import ModelRunner, new_runner
+from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
+from worker.engine.trace import CannotTrace
 from worker.errors import ModelLoadError
 from worker.settings import Settings
 
@@ -70,7 +71,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     """Load the model that the settings name.
 
     Args:
-        settings: `model`, `device`, `dtype`, `max_slots`, `max_context`, `cache_mb`.
+        settings: `model`, `device`, `dtype`, `cpu_threads`, `trace`, `max_slots`, `max_context`, `cache_mb`.
         report: Called with the progress, from this thread.
 
     Raises:
@@ -114,8 +115,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     max_context = min(max_context, num_blocks * BLOCK_TOKENS)
     num_parameters = sum(p.numel() for p in model.parameters())
     description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"
-    if not fallback_reason:
-        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens"
+    if isinstance(runner, PackedRunner):
+        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context)}"
     else:
         description += f"; row by row, without batching ({fallback_reason})"
     return LoadedModel(
@@ -128,6 +129,17 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         device,
         description,
     )
+
+
+def _trace(runner: PackedRunner, settings: Settings, max_context: int) -> str:
+    """Let steps that only decode run without Python, if may be. Returns which way they run, for the log."""
+    if settings.trace == "off":
+        return "decode in Python (ENDSTOP_TRACE=off)"
+    try:
+        runner.trace(max_context)
+    except CannotTrace as reason:
+        return f"decode in Python ({_one_line(reason)})"
+    return "decode traced"
 
 
 def _find(settings: Settings) -> str:

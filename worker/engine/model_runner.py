@@ -19,6 +19,7 @@ from worker.engine.attention import PagedAttention, UnsupportedAttention, lay_ou
 from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
+from worker.engine.trace import TracedDecode
 from worker.errors import ModelLoadError
 
 
@@ -62,6 +63,16 @@ class PackedRunner:
         AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
         model.set_attn_implementation(name)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._traced: TracedDecode | None = None
+
+    @torch.inference_mode()
+    def trace(self, max_context: int) -> None:
+        """Run steps that only decode without Python from now on.
+
+        Raises:
+            CannotTrace: This model goes on as before.
+        """
+        self._traced = TracedDecode(self._model, self.attention, max_context)
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
@@ -77,6 +88,9 @@ class PackedRunner:
                 sampled.append(row)
                 last_of_row.append(end - 1)
         keep = torch.tensor(last_of_row, dtype=torch.int64, device=model.device)
+        if self._traced is not None and not layout.prefills:
+            logits = self._traced(torch.tensor(token_ids, device=model.device), layout)
+            return sampled, logits if len(sampled) == len(ordered) else logits[keep]
         self.attention.layout = layout
         try:
             logits = model(

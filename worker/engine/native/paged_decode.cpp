@@ -213,12 +213,45 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
   return out.to(query.scalar_type());
 }
 
+// Copies the new rows of (num_rows, num_kv_heads, dim) to their places in the cache.
+void put(const at::Tensor& rows, at::Tensor& cache, const int64_t* places) {
+  TORCH_CHECK(rows.scalar_type() == cache.scalar_type() && rows.size(1) == cache.size(1) && rows.size(2) == cache.size(2));
+  TORCH_CHECK(cache.is_contiguous());
+  const at::Tensor even = rows.stride(2) == 1 ? rows : rows.contiguous();
+  const int64_t num_heads = rows.size(1), size = rows.size(2) * rows.element_size();
+  const char* from = static_cast<const char*>(even.const_data_ptr());
+  char* to = static_cast<char*>(cache.mutable_data_ptr());
+  for (int64_t row = 0; row < rows.size(0); row++) {
+    TORCH_CHECK(0 <= places[row] && places[row] < cache.size(0));
+    for (int64_t head = 0; head < num_heads; head++) {
+      const int64_t at = row * even.stride(0) + head * even.stride(1);
+      std::memcpy(to + (places[row] * num_heads + head) * size, from + at * even.element_size(), size);
+    }
+  }
+}
+
+at::Tensor store_and_decode(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, at::Tensor keys,
+                            at::Tensor values, const at::Tensor& places, const at::Tensor& tables,
+                            const at::Tensor& lengths, double scale, int64_t window, double softcap,
+                            const std::optional<at::Tensor>& sinks) {
+  TORCH_CHECK(places.scalar_type() == at::kLong && places.is_contiguous() && places.size(0) == key.size(0));
+  put(key, keys, places.const_data_ptr<int64_t>());
+  put(value, values, places.const_data_ptr<int64_t>());
+  return paged_decode(query, keys, values, tables, lengths, scale, window, softcap, sinks);
+}
+
 }  // namespace
 
 TORCH_LIBRARY(endstop, m) {
   m.def(
       "paged_decode(Tensor query, Tensor keys, Tensor values, Tensor tables, Tensor lengths, float scale, int window, "
       "float softcap, Tensor? sinks) -> Tensor");
+  m.def(
+      "store_and_decode(Tensor query, Tensor key, Tensor value, Tensor(a!) keys, Tensor(b!) values, Tensor places, "
+      "Tensor tables, Tensor lengths, float scale, int window, float softcap, Tensor? sinks) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(endstop, CPU, m) { m.impl("paged_decode", paged_decode); }
+TORCH_LIBRARY_IMPL(endstop, CPU, m) {
+  m.impl("paged_decode", paged_decode);
+  m.impl("store_and_decode", store_and_decode);
+}
