@@ -1,6 +1,6 @@
-"""Attention of decodes over blocks of the cache: by the native kernel where there is one, else by torch.
+"""What a step does most of the time: by a native kernel where there is one, else by torch.
 
-Generation thread only.
+Attention of decodes over blocks of the cache, and linear layers. Generation thread only.
 """
 
 from dataclasses import dataclass
@@ -126,3 +126,23 @@ def weigh(products: Tensor, mask: Tensor, kind: Kind) -> Tensor:
         return products.softmax(dim=-1)
     sinks = kind.sinks.float().reshape(-1, *[1] * (products.dim() - 1)).expand(*products.shape[:-1], 1)
     return torch.cat([products, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def linear(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, *, is_exact: bool) -> Tensor:
+    """`x @ weight.T + bias`.
+
+    Args:
+        x: (..., k) floats.
+        weight: (n, k) of the type of x, or int8.
+        scales: (n,) what each row of an int8 weight is multiplied with.
+        bias: (n,) floats.
+        is_exact: That a row of x gives the same to the bit whoever is beside it, for any number of rows. The native
+            kernel does it for few rows in any case.
+    """
+    if IS_NATIVE and x.device.type == "cpu":
+        native_linear = torch.ops.endstop.linear
+        out: Tensor = native_linear(x, weight, scales, bias, is_exact)
+        return out
+    if scales is not None:
+        weight = weight.to(x.dtype) * scales[:, None].to(x.dtype)
+    return F.linear(x, weight, bias)

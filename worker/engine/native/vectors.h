@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace endstop {
 
 constexpr int64_t kLanes = 16;
@@ -32,7 +36,9 @@ inline Floats load(const c10::BFloat16* from) {
 }
 
 inline Floats load(const c10::Half* from) {
-#ifdef __FLT16_MAX__
+#if defined(__AVX512F__)  // of which the compiler makes single loads
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__FLT16_MAX__)
   using Narrow = _Float16 __attribute__((vector_size(32)));
   Narrow narrow;
   std::memcpy(&narrow, from, sizeof narrow);
@@ -41,6 +47,17 @@ inline Floats load(const c10::Half* from) {
   Floats out;
   for (int i = 0; i < kLanes; i++) out[i] = static_cast<float>(from[i]);
   return out;
+#endif
+}
+
+inline Floats load(const int8_t* from) {
+  using Narrow = int8_t __attribute__((vector_size(16)));
+  Narrow narrow;
+  std::memcpy(&narrow, from, sizeof narrow);
+#ifdef __AVX512F__  // here too
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)narrow));
+#else
+  return __builtin_convertvector(__builtin_convertvector(narrow, Ints), Floats);
 #endif
 }
 

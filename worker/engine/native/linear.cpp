@@ -1,0 +1,261 @@
+// y = x W^T + b for a few rows of x, on a CPU: what a decode step does most of the time.
+//
+// Why it is native: with few rows the time is that of reading the weights, and torch's own reads them at half the speed
+// that one core can. Weights are read where they are, in the layout of the checkpoint, and only once; the next ones are
+// asked for while these are multiplied.
+//
+// A row's result depends on that row alone, to the bit: the sum over k is split over the lanes of one vector and those
+// are added up in a fixed order, for one row and for many, whatever the number of threads.
+
+#include "vectors.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
+#define ENDSTOP_HAS_PAIRS 1
+#include <immintrin.h>
+#else
+#define ENDSTOP_HAS_PAIRS 0
+#endif
+
+namespace {
+
+using namespace endstop;
+using at::BFloat16;
+using at::Half;
+
+constexpr int kOutputs = 4;           // that a tile computes together
+constexpr int64_t kPanel = 32;        // outputs that one thread computes for all rows, before it takes the next ones
+constexpr int64_t kRowsInCache = 48;  // rows of x that are multiplied with a panel while they are in the L2 cache
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kWorkPerThread = 1 << 16;  // multiplications; with fewer the threads would wait longer than they work
+
+// How products are summed: in float32, sixteen at a time. For every type of weight.
+struct Singles {
+  using Input = float;
+  static constexpr int64_t kStep = kLanes;
+
+  template <int rows, typename W>
+  static inline void add(Floats (&sums)[rows][kOutputs], const float* x, int64_t x_stride, const W* w,
+                         int64_t w_stride) {
+    Floats weights[kOutputs];
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; n++) weights[n] = load(w + n * w_stride);
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++) {
+      const Floats xs = load(x + m * x_stride);
+#pragma GCC unroll 8
+      for (int n = 0; n < kOutputs; n++) sums[m][n] += xs * weights[n];
+    }
+  }
+};
+
+#if ENDSTOP_HAS_PAIRS
+// Two products of bfloat16 in each lane, by one instruction.
+struct Pairs {
+  using Input = BFloat16;
+  static constexpr int64_t kStep = 2 * kLanes;
+
+  template <int rows>
+  static inline void add(Floats (&sums)[rows][kOutputs], const BFloat16* x, int64_t x_stride, const BFloat16* w,
+                         int64_t w_stride) {
+    __m512bh weights[kOutputs];
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; n++) weights[n] = (__m512bh)_mm512_loadu_si512(w + n * w_stride);
+#pragma GCC unroll 8
+    for (int m = 0; m < rows; m++) {
+      const __m512bh xs = (__m512bh)_mm512_loadu_si512(x + m * x_stride);
+#pragma GCC unroll 8
+      for (int n = 0; n < kOutputs; n++) sums[m][n] = (Floats)_mm512_dpbf16_ps((__m512)sums[m][n], xs, weights[n]);
+    }
+  }
+};
+
+// Every int8 is a bfloat16.
+inline void to_pairs(const int8_t* from, BFloat16* to) {
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(from + kLanes))));
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+#endif
+
+// One product of `rows` rows and kOutputs outputs. The last step of k, if it is not whole, comes padded with zeros.
+template <typename Kernel, int rows, typename W>
+inline void tile(const typename Kernel::Input* x, int64_t x_stride, const W* w, int64_t k_size, const W* tail,
+                 float* out) {
+  Floats sums[rows][kOutputs] = {};
+  const int64_t whole = k_size / Kernel::kStep * Kernel::kStep;
+  for (int64_t k = 0; k < whole; k += Kernel::kStep) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; n++) __builtin_prefetch(w + (n + kOutputs) * k_size + k);
+    Kernel::template add<rows>(sums, x + k, x_stride, w + k, k_size);
+  }
+  if (whole < k_size) Kernel::template add<rows>(sums, x + whole, x_stride, tail, Kernel::kStep);
+#pragma GCC unroll 8
+  for (int m = 0; m < rows; m++) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; n++) out[m * kPanel + n] = sum(sums[m][n]);
+  }
+}
+
+template <typename Kernel, typename W>
+void tiles(const typename Kernel::Input* x, int64_t num_rows, int64_t x_stride, const W* w, int64_t k_size,
+           const W* tail, float* out) {
+  int64_t m = 0;
+  const auto run = [&](auto rows) {
+    tile<Kernel, decltype(rows)::value>(x + m * x_stride, x_stride, w, k_size, tail, out + m * kPanel);
+    m += decltype(rows)::value;
+  };
+  while (num_rows - m >= 6) run(std::integral_constant<int, 6>{});
+  if (num_rows - m >= 4) run(std::integral_constant<int, 4>{});
+  if (num_rows - m >= 2) run(std::integral_constant<int, 2>{});
+  if (num_rows - m >= 1) run(std::integral_constant<int, 1>{});
+}
+
+inline void narrow(const float* from, float* to, int64_t size) { std::copy_n(from, size, to); }
+
+inline void narrow(const float* from, BFloat16* to, int64_t size) {  // to the nearest, a half to even
+  uint16_t* bits = reinterpret_cast<uint16_t*>(to);
+  for (int64_t i = 0; i < size; i++) {
+    uint32_t wide;
+    std::memcpy(&wide, &from[i], sizeof wide);
+    const uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    bits[i] = static_cast<uint16_t>((wide & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+  }
+}
+
+inline void narrow(const float* from, Half* to, int64_t size) {
+#ifdef __FLT16_MAX__
+  for (int64_t i = 0; i < size; i++) reinterpret_cast<_Float16*>(to)[i] = static_cast<_Float16>(from[i]);
+#else
+  for (int64_t i = 0; i < size; i++) to[i] = from[i];
+#endif
+}
+
+// Args: x (num_rows, x_stride), zeros behind the k_size; w (num_outputs, k_size); scales and bias (num_outputs,) or null.
+template <typename Kernel, typename W, typename Out>
+void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_stride, const W* w, int64_t num_outputs,
+              int64_t k_size, const float* scales, const float* bias, Out* out) {
+  constexpr bool is_widened = std::is_same_v<W, int8_t> && std::is_same_v<typename Kernel::Input, BFloat16>;
+  using Weight = std::conditional_t<is_widened, BFloat16, W>;
+  const int64_t num_panels = (num_outputs + kPanel - 1) / kPanel;
+  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (kPanel * k_size * num_rows));
+  const int64_t whole = k_size / Kernel::kStep * Kernel::kStep;
+  at::parallel_for(0, num_panels, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> sums(std::min(num_rows, kRowsInCache) * kPanel);
+    std::vector<W> last(kOutputs * k_size);  // of the whole matrix, if its outputs are no multiple of kOutputs
+    std::vector<Weight> tail(kOutputs * Kernel::kStep), widened(is_widened ? kOutputs * x_stride : 0);
+    for (int64_t panel = begin; panel < end; panel++) {
+      const int64_t first = panel * kPanel, num = std::min(kPanel, num_outputs - first);
+      for (int64_t m = 0; m < num_rows; m += kRowsInCache) {
+        const int64_t count = std::min(kRowsInCache, num_rows - m);
+        for (int64_t n = 0; n < num; n += kOutputs) {
+          const W* weights = w + (first + n) * k_size;
+          if (num - n < kOutputs) {
+            std::fill(std::copy_n(weights, (num - n) * k_size, last.begin()), last.end(), W(0));
+            weights = last.data();
+          }
+          float* to = sums.data() + n;
+          if constexpr (is_widened) {
+#if ENDSTOP_HAS_PAIRS
+            // x_stride is k_size in whole steps, and so is a row of `widened`: it needs no tail.
+            for (int o = 0; o < kOutputs; o++) {
+              for (int64_t k = 0; k < whole; k += Kernel::kStep) {
+                __builtin_prefetch(weights + (o + kOutputs) * k_size + k);
+                to_pairs(weights + o * k_size + k, widened.data() + o * x_stride + k);
+              }
+              for (int64_t k = whole; k < k_size; k++) widened[o * x_stride + k] = weights[o * k_size + k];
+            }
+            tiles<Kernel>(x + m * x_stride, count, x_stride, widened.data(), x_stride, tail.data(), to);
+#endif
+          } else {
+            for (int o = 0; o < kOutputs && whole < k_size; o++) {
+              std::copy(weights + o * k_size + whole, weights + (o + 1) * k_size, tail.begin() + o * Kernel::kStep);
+            }
+            tiles<Kernel>(x + m * x_stride, count, x_stride, weights, k_size, tail.data(), to);
+          }
+        }
+        for (int64_t r = 0; r < count; r++) {
+          float* row = sums.data() + r * kPanel;
+          for (int64_t n = 0; scales && n < num; n++) row[n] *= scales[first + n];
+          for (int64_t n = 0; bias && n < num; n++) row[n] += bias[first + n];
+          narrow(row, out + (m + r) * num_outputs + first, num);
+        }
+      }
+    }
+  });
+}
+
+// x as the kernel wants it: (num_rows, k_size), in its type, with zeros up to a whole step.
+at::Tensor spread(const at::Tensor& x, at::ScalarType type, int64_t step) {
+  const int64_t k_size = x.size(1), stride = (k_size + step - 1) / step * step;
+  if (stride == k_size) return x.to(type).contiguous();
+  at::Tensor out = at::zeros({x.size(0), stride}, x.options().dtype(type));
+  out.narrow(1, 0, k_size).copy_(x);
+  return out;
+}
+
+template <typename Kernel, typename W, typename Out>
+void call(const at::Tensor& x, const at::Tensor& weight, const float* scales, const float* bias, at::Tensor& out) {
+  using Input = typename Kernel::Input;
+  const at::Tensor rows = spread(x, c10::CppTypeToScalarType<Input>::value, Kernel::kStep);
+  multiply<Kernel>(rows.const_data_ptr<Input>(), rows.size(0), rows.size(1), weight.const_data_ptr<W>(),
+                   weight.size(0), weight.size(1), scales, bias, out.mutable_data_ptr<Out>());
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales,
+                  const std::optional<at::Tensor>& bias, bool is_exact) {
+  // With many rows the time is that of multiplying, and in this type torch's own is faster.
+  if (x.numel() == 0 || weight.numel() == 0) return at::linear(x, weight.to(x.scalar_type()), bias);
+  const bool is_many = x.numel() > kFewRows * x.size(-1);
+  if (is_many && !is_exact && weight.scalar_type() == at::kBFloat16) return at::linear(x, weight, bias);
+  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && x.size(-1) == weight.size(1));
+  TORCH_CHECK(scales.has_value() == (weight.scalar_type() == at::kChar));
+  TORCH_CHECK(scales || weight.scalar_type() == x.scalar_type());
+  const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  at::Tensor out = at::empty({rows.size(0), weight.size(0)}, x.options());
+  at::Tensor wide_scales, wide_bias;
+  if (scales) wide_scales = scales->to(at::kFloat).contiguous();
+  if (bias) wide_bias = bias->to(at::kFloat).contiguous();
+  const float* s = scales ? wide_scales.const_data_ptr<float>() : nullptr;
+  const float* b = bias ? wide_bias.const_data_ptr<float>() : nullptr;
+  const bool is_int8 = weight.scalar_type() == at::kChar;
+  switch (x.scalar_type()) {
+    case at::kBFloat16: {
+#if ENDSTOP_HAS_PAIRS
+      using Kernel = Pairs;
+#else
+      using Kernel = Singles;
+#endif
+      if (is_int8) call<Kernel, int8_t, BFloat16>(rows, weight, s, b, out);
+      else call<Kernel, BFloat16, BFloat16>(rows, weight, s, b, out);
+      break;
+    }
+    case at::kHalf:
+      if (is_int8) call<Singles, int8_t, Half>(rows, weight, s, b, out);
+      else call<Singles, Half, Half>(rows, weight, s, b, out);
+      break;
+    default:
+      TORCH_CHECK(x.scalar_type() == at::kFloat, "linear computes in float32, bfloat16 and float16");
+      if (is_int8) call<Singles, int8_t, float>(rows, weight, s, b, out);
+      else call<Singles, float, float>(rows, weight, s, b, out);
+  }
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  return out.reshape(shape);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(endstop, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, bool is_exact) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(endstop, CPU, m) { m.impl("linear", linear); }
