@@ -48,6 +48,12 @@ class Settings:
     cpu_threads: int = _setting(
         0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0
     )
+    quantization: str = _setting(
+        "none", "int8: the weights of linear layers in 8 bits, a scale for each output", choices=("none", "int8")
+    )
+    deterministic: int = _setting(
+        0, "1: a seeded answer is the same to the bit whoever else is served, in 16 bits too", minimum=0, maximum=1
+    )
     trace: str = _setting(
         "on", "steps that only decode run without Python, where the model's code allows it", choices=("on", "off")
     )

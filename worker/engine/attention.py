@@ -47,40 +47,50 @@ class PackedLayout:
         return len(self.lengths)
 
 
-def lay_out(rows: list[Row], device: torch.device) -> tuple[list[Row], PackedLayout]:
+def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) -> tuple[list[Row], PackedLayout]:
     """Order the rows of a step and note where each lies.
+
+    Args:
+        is_exact: Take each token of a prompt for a decode of its own, so that it is computed in one way however the
+            prompt is cut.
 
     Returns:
         The rows in packed order, and the layout.
     """
     decodes = [row for row in rows if row.is_decode]
     ordered = decodes + [row for row in rows if not row.is_decode]
-    max_blocks = max((len(row.blocks) for row in decodes), default=0)
-    tables = [row.blocks + [PADDING_BLOCK] * (max_blocks - len(row.blocks)) for row in decodes]
-    places = [row.blocks[row.start // BLOCK_TOKENS] * BLOCK_TOKENS + row.start % BLOCK_TOKENS for row in decodes]
-    positions = [row.start for row in decodes]
+    num_decodes = len(rows) if is_exact else len(decodes)
+    max_blocks = max((len(row.blocks) for row in ordered[:num_decodes]), default=0)
+    places: list[int] = []
+    positions: list[int] = []
+    tables: list[list[int]] = []
     prefills = []
-    for row in ordered[len(decodes) :]:
-        row_places = _places(row)
-        prefills.append((row, len(places), torch.tensor(row_places, device=device)))
-        places += row_places[row.start :]
+    for i, row in enumerate(ordered):
+        is_alone = i < num_decodes
+        if is_alone:
+            table = row.blocks + [PADDING_BLOCK] * (max_blocks - len(row.blocks))
+            tables += [table] * len(row.token_ids)
+        else:
+            prefills.append((row, len(places), torch.tensor(_places(row, 0), device=device)))
+        places += _places(row, row.start)
         positions += range(row.start, row.end)
     layout = PackedLayout(
         torch.tensor(places, device=device),
         torch.tensor(positions, device=device),
         torch.tensor(tables, dtype=torch.int32, device=device),
-        torch.tensor([row.end for row in decodes], dtype=torch.int32, device=device),
+        torch.tensor([position + 1 for position in positions[: len(tables)]], dtype=torch.int32, device=device),
         prefills,
     )
     return ordered, layout
 
 
-def _places(row: Row) -> list[int]:
-    """Of each of the row's tokens up to its end, the place in the cache."""
+def _places(row: Row, start: int) -> list[int]:
+    """Of each of the row's tokens from `start` up to its end, the place in the cache."""
+    first = start // BLOCK_TOKENS
     places: list[int] = []
-    for block in row.blocks[: num_blocks_for(row.end)]:
+    for block in row.blocks[first : num_blocks_for(row.end)]:
         places += range(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
-    return places[: row.end]
+    return places[start - first * BLOCK_TOKENS : row.end - first * BLOCK_TOKENS]
 
 
 class PagedAttention:

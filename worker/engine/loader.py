@@ -23,8 +23,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from worker.engine import kernels
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
+from worker.engine.linear import quantize, use_kernels
 from worker.engine.memory import cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
@@ -71,7 +73,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     """Load the model that the settings name.
 
     Args:
-        settings: `model`, `device`, `dtype`, `cpu_threads`, `trace`, `max_slots`, `max_context`, `cache_mb`.
+        settings: Those under "What is served", and `max_slots`, `max_context`, `cache_mb`.
         report: Called with the progress, from this thread.
 
     Raises:
@@ -79,6 +81,12 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     """
     _silence_transformers()
     device = _choose_device(settings.device)
+    is_exact = bool(settings.deterministic)
+    if is_exact and not (kernels.IS_NATIVE and device == "cpu"):
+        raise ModelLoadError(
+            "ENDSTOP_DETERMINISTIC=1 needs a CPU and the native kernels: install a C++ compiler, and run "
+            "`python -m worker.engine.native`"
+        )
     report(LoadingProgress("download", 0.0))
     source = _find(settings)
     try:
@@ -88,6 +96,10 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(source))
         report(LoadingProgress("weights", _PHASES["weights"]))
         model = _load_weights(source, settings, device, report)
+        num_parameters = sum(p.numel() for p in model.parameters())
+        if settings.quantization == "int8":
+            quantize(model, is_exact=is_exact)
+        use_kernels(model, is_exact=is_exact)
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
@@ -100,7 +112,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         return num_blocks
 
     try:
-        runner, fallback_reason = new_runner(model, fit)
+        runner, fallback_reason = new_runner(model, fit, is_exact=is_exact)
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
@@ -113,8 +125,9 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         raise ModelLoadError("no memory is left for the cache; raise ENDSTOP_CACHE_MB")
     # A request that the whole cache cannot hold could never be computed.
     max_context = min(max_context, num_blocks * BLOCK_TOKENS)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    description = f"{num_parameters / 1e6:.1f}M parameters, {str(model.dtype).removeprefix('torch.')} on {device}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    quantized = "int8 weights, " if settings.quantization == "int8" else ""
+    description = f"{num_parameters / 1e6:.1f}M parameters, {quantized}{dtype} on {device}"
     if isinstance(runner, PackedRunner):
         description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context)}"
     else:

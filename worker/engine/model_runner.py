@@ -53,8 +53,15 @@ class PackedRunner:
 
     is_packed = True
 
-    def __init__(self, model: Any, num_blocks: int) -> None:
+    def __init__(self, model: Any, num_blocks: int, *, is_exact: bool = False) -> None:
+        """Take the model over.
+
+        Args:
+            is_exact: Whether a token's logits have to be the same to the bit, whatever else is in the step and however
+                prompts are cut. Takes longer for prompts.
+        """
         self._model = model
+        self._is_exact = is_exact
         self.attention = PagedAttention(num_blocks)
         # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
         name = f"endstop_blocks_{next(_runner_numbers)}"
@@ -77,7 +84,7 @@ class PackedRunner:
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
         model = self._model
-        ordered, layout = lay_out(rows, model.device)
+        ordered, layout = lay_out(rows, model.device, is_exact=self._is_exact)
         token_ids = [token_id for row in ordered for token_id in row.token_ids]
         sampled = []
         last_of_row = []
@@ -88,7 +95,7 @@ class PackedRunner:
                 sampled.append(row)
                 last_of_row.append(end - 1)
         keep = torch.tensor(last_of_row, dtype=torch.int64, device=model.device)
-        if self._traced is not None and not layout.prefills:
+        if self._traced is not None and len(token_ids) == len(rows) and not layout.prefills:
             logits = self._traced(torch.tensor(token_ids, device=model.device), layout)
             return sampled, logits if len(sampled) == len(ordered) else logits[keep]
         self.attention.layout = layout
@@ -145,7 +152,7 @@ _TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 @torch.inference_mode()
-def new_runner(model: Any, num_blocks: Callable[[int], int]) -> tuple[ModelRunner, str]:
+def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool = False) -> tuple[ModelRunner, str]:
     """The fastest runner that computes what the model computes.
 
     Two random prompts run through the model alone, then through the packed runner in chunks, mixed, in company.
@@ -153,6 +160,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int]) -> tuple[ModelRunne
     Args:
         model: On its device.
         num_blocks: How many blocks the cache is to have, from the bytes that one token takes in it.
+        is_exact: See `PackedRunner`.
 
     Raises:
         ModelLoadError: The model's own logits are not numbers.
@@ -169,7 +177,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int]) -> tuple[ModelRunne
     try:
         if getattr(model.config.get_text_config(), "attention_chunk_size", None):
             raise UnsupportedAttention("attention in chunks")  # which the short prompts of this check would not show
-        runner = PackedRunner(model, num_blocks=len(prompts))
+        runner = PackedRunner(model, num_blocks=len(prompts), is_exact=is_exact)
         distance = _largest_distance(runner, prompts, expected)
         if distance <= tolerance:
             runner.attention.resize(num_blocks(runner.attention.bytes_per_token))
