@@ -128,6 +128,12 @@ def weigh(products: Tensor, mask: Tensor, kind: Kind) -> Tensor:
     return torch.cat([products, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
+def set_threads(number: int) -> None:
+    """How many threads the native kernels use, for the whole process; 0: as many as torch."""
+    if IS_NATIVE:
+        torch.ops.endstop.set_threads(number)
+
+
 def linear(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None, *, is_exact: bool) -> Tensor:
     """`x @ weight.T + bias`.
 

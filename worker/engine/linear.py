@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from worker.engine import kernels
 
@@ -44,25 +45,53 @@ class Int8Linear(nn.Module):
         return kernels.linear(input, self.weight, self.scales, self.bias, is_exact=self.is_exact)
 
 
+class NotExact(Exception):
+    """A part of the model multiplies in a way that is not ours; says which."""
+
+
 def use_kernels(model: Any, *, is_exact: bool) -> None:
     """Have the linear layers of a model computed by our kernels, if there are any for its type and device.
 
     Args:
         model: On its device.
-        is_exact: See `kernels.linear`.
+        is_exact: See `kernels.linear`. What is not a linear layer computes row by row in any case, as long as torch
+            has one thread: several would cut a batch where a vector of theirs is not full.
+
+    Raises:
+        NotExact: Exactness is wanted, and there are weights that the kernels do not compute with.
     """
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is Conv1D:
+                setattr(parent, name, _as_linear(module))
     for module in model.modules():
         if _is_plain(module) and kernels.IS_NATIVE and module.weight.device.type == "cpu":
             module.__class__ = NativeLinear
             module.is_exact = is_exact
+    if is_exact:
+        for path, module in model.named_modules():
+            if not isinstance(module, NativeLinear | Int8Linear | nn.Embedding):
+                for name, parameter in module.named_parameters(path, recurse=False):
+                    if parameter.dim() > 1:
+                        raise NotExact(name)
+
+
+def _as_linear(module: Conv1D) -> nn.Linear:
+    """GPT-2's linear layers are called so, and have their weights the other way round."""
+    num_inputs, num_outputs = module.weight.shape
+    linear = nn.Linear(num_inputs, num_outputs, device="meta")
+    linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=False)
+    linear.bias = module.bias
+    return linear
 
 
 def quantize(model: Any, *, is_exact: bool) -> None:
     """Replace the linear layers of a model by int8 ones. Embeddings, and what is no `nn.Linear`, stay as they are."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
-            if _is_plain(module) and module.in_features >= _MIN_INPUTS:
-                setattr(parent, name, Int8Linear(cast("nn.Linear", module), is_exact=is_exact))
+            linear = _as_linear(module) if type(module) is Conv1D else module
+            if _is_plain(linear) and linear.in_features >= _MIN_INPUTS:
+                setattr(parent, name, Int8Linear(cast("nn.Linear", linear), is_exact=is_exact))
 
 
 def _is_plain(module: Any) -> bool:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from worker.engine import kernels
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
-from worker.engine.linear import quantize, use_kernels
+from worker.engine.linear import NotExact, quantize, use_kernels
 from worker.engine.memory import cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
 from worker.engine.tokenizer import Tokenizer
@@ -81,11 +81,9 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     """
     _silence_transformers()
     device = _choose_device(settings.device)
-    is_exact = bool(settings.deterministic)
-    if is_exact and not (kernels.IS_NATIVE and device == "cpu"):
-        raise ModelLoadError(
-            "ENDSTOP_DETERMINISTIC=1 needs a CPU and the native kernels: install a C++ compiler, and run "
-            "`python -m worker.engine.native`"
+    if settings.deterministic and not (kernels.IS_NATIVE and device == "cpu"):
+        raise _not_exact(
+            settings, "it needs a CPU and the native kernels (a C++ compiler, and `python -m worker.engine.native`)"
         )
     report(LoadingProgress("download", 0.0))
     source = _find(settings)
@@ -97,9 +95,10 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         report(LoadingProgress("weights", _PHASES["weights"]))
         model = _load_weights(source, settings, device, report)
         num_parameters = sum(p.numel() for p in model.parameters())
-        if settings.quantization == "int8":
-            quantize(model, is_exact=is_exact)
-        use_kernels(model, is_exact=is_exact)
+        _use_kernels(model, settings)
+    except NotExact as error:
+        reason = f"{error} is multiplied by code that computes many rows in another way than one"
+        raise _not_exact(settings, reason) from error
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
@@ -112,7 +111,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         return num_blocks
 
     try:
-        runner, fallback_reason = new_runner(model, fit, is_exact=is_exact)
+        runner, fallback_reason = new_runner(model, fit, is_exact=bool(settings.deterministic))
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
@@ -121,6 +120,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
             ) from error
         # the model's own code, on its first input
         raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
+    if fallback_reason and settings.deterministic:
+        raise _not_exact(settings, f"it is computed row by row, and a prompt as it is cut ({fallback_reason})")
     if num_blocks < 1:
         raise ModelLoadError("no memory is left for the cache; raise ENDSTOP_CACHE_MB")
     # A request that the whole cache cannot hold could never be computed.
@@ -142,6 +143,21 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         device,
         description,
     )
+
+
+def _use_kernels(model: Any, settings: Settings) -> None:
+    is_exact = bool(settings.deterministic)
+    # Of torch's own threads one, for the reason in `use_kernels`; ours are as many as they would have been.
+    kernels.set_threads(torch.get_num_threads() if is_exact else 0)
+    if is_exact:
+        torch.set_num_threads(1)
+    if settings.quantization == "int8":
+        quantize(model, is_exact=is_exact)
+    use_kernels(model, is_exact=is_exact)
+
+
+def _not_exact(settings: Settings, reason: str) -> ModelLoadError:
+    return ModelLoadError(f"ENDSTOP_DETERMINISTIC=1 is not possible with model {settings.model!r}: {reason}")
 
 
 def _trace(runner: PackedRunner, settings: Settings, max_context: int) -> str:

@@ -7,10 +7,10 @@
 // A row's result depends on that row alone, to the bit: the sum over k is split over the lanes of one vector and those
 // are added up in a fixed order, for one row and for many, whatever the number of threads.
 
+#include "parallel.h"
 #include "vectors.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -148,7 +148,7 @@ void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_strid
   const int64_t num_panels = (num_outputs + kPanel - 1) / kPanel;
   const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (kPanel * k_size * num_rows));
   const int64_t whole = k_size / Kernel::kStep * Kernel::kStep;
-  at::parallel_for(0, num_panels, grain, [&](int64_t begin, int64_t end) {
+  parallel(num_panels, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(std::min(num_rows, kRowsInCache) * kPanel);
     std::vector<W> last(kOutputs * k_size);  // of the whole matrix, if its outputs are no multiple of kOutputs
     std::vector<Weight> tail(kOutputs * Kernel::kStep), widened(is_widened ? kOutputs * x_stride : 0);

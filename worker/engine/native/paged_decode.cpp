@@ -7,10 +7,10 @@
 // A row's result depends on that row alone, whoever its neighbours are and however many threads there are. Scores and
 // sums are float32. One pass with a running maximum: "Online normalizer calculation for softmax", arXiv:1805.02867.
 
+#include "parallel.h"
 #include "vectors.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -192,7 +192,7 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
     using T = decltype(scalar);
     const T* k = keys.const_data_ptr<T>();
     const T* v = values.const_data_ptr<T>();
-    at::parallel_for(0, num_tasks, grain, [&](int64_t begin, int64_t end) {
+    parallel(num_tasks, grain, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(s.scratch());
       for (int64_t task = begin; task < end; task++) {
         const int64_t row = task / s.num_kv_heads, head = task % s.num_kv_heads;
@@ -243,6 +243,7 @@ at::Tensor store_and_decode(const at::Tensor& query, const at::Tensor& key, cons
 }  // namespace
 
 TORCH_LIBRARY(endstop, m) {
+  m.def("set_threads(int number) -> ()", [](int64_t number) { num_threads = static_cast<int>(number); });
   m.def(
       "paged_decode(Tensor query, Tensor keys, Tensor values, Tensor tables, Tensor lengths, float scale, int window, "
       "float softcap, Tensor? sinks) -> Tensor");
