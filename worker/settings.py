@@ -51,6 +51,10 @@ class Settings:
     quantization: str = _setting(
         "none", "int8: the weights of linear layers in 8 bits, a scale for each output", choices=("none", "int8")
     )
+    speculation: str = _setting(
+        "none", "ngram: guess what followed when the last tokens stood there before", choices=("none", "ngram")
+    )
+    speculation_tokens: int = _setting(7, "tokens that are guessed at once", minimum=1, maximum=15)
     deterministic: int = _setting(
         0, "1: a seeded answer is the same to the bit whoever else is served, in 16 bits too", minimum=0, maximum=1
     )

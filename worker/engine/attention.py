@@ -52,7 +52,7 @@ def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) ->
 
     Args:
         is_exact: Take each token of a prompt for a decode of its own, so that it is computed in one way however the
-            prompt is cut.
+            prompt is cut. Guesses are taken so in any case.
 
     Returns:
         The rows in packed order, and the layout.

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import torch
 from worker.engine.endings import end_event, failure_event, metrics_event, outcome_of
 from worker.engine.kv_cache import BlockPool
 from worker.engine.memory import is_out_of_memory
-from worker.engine.sampler import sample
+from worker.engine.sampler import SampledTokens, sample
 from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequence import Sequence, SequenceState
 from worker.engine.service_rate import ServiceRate
@@ -55,6 +56,29 @@ DELIVERY_S = 0.5
 DELIVERY_TICK_S = 0.002
 # Deadlines are in seconds; looking at all of them in every step would cost more than the step's bookkeeping.
 DEADLINE_TICK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A token to draw.
+
+    Attributes:
+        place: Of its logits among those of the step.
+        guesses: What the next ones may be, for which there are logits behind.
+    """
+
+    sequence: Sequence
+    place: int
+    guesses: list[int]
+
+
+def _draws_of(sampled: list[Row]) -> list[_Draw]:
+    draws = []
+    place = 0
+    for row in sampled:
+        draws.append(_Draw(row.sequence, place, row.guesses))
+        place += 1 + row.num_guesses
+    return draws
 
 
 class EngineState(StrEnum):
@@ -339,6 +363,8 @@ class Engine:
             self._model = self._load(self._settings, self._report_progress)
             self.has_loaded = True
             self._scheduler.pool = BlockPool(self._model.num_blocks)
+            if self._model.runner.is_packed and self._settings.speculation == "ngram":
+                self._scheduler.max_guesses = self._settings.speculation_tokens
             self._is_sharing = self._model.runner.is_packed and self._settings.prefix_cache == "on"
             self._become_ready()
             self._loop()
@@ -475,33 +501,65 @@ class Engine:
             for row in rows:
                 self._scheduler.computed(row)
             self._begin(Phase.SAMPLING, num_tokens)  # on a GPU this is where the forward pass is waited for
-            tokens = sample(logits, [row.sequence for row in sampled]) if sampled else None
+            draws = _draws_of(sampled)
+            tokens = self._sample(logits, draws) if draws else None
         except torch.AcceleratorError:
             raise  # the device is lost for this process: nothing that comes after it would succeed
         except Exception as error:  # whatever a model's code raises must not end the engine
             if is_out_of_memory(error):
                 return OutOfMemory("the device has no memory left for this step")
             return self._fault(error)
-        if tokens is None or self._is_stopping:  # a step that came back too late has nobody to deliver to
+        while tokens is not None and not self._is_stopping:  # a step that came back too late has nobody to deliver to
+            draws = self._deliver(draws, tokens)
+            tokens = self._sample_again(logits, draws, num_tokens) if draws else None
+        return None
+
+    @staticmethod
+    def _sample(logits: torch.Tensor, draws: "list[_Draw]") -> SampledTokens:
+        places = [draw.place for draw in draws]
+        is_all = len(places) == len(logits)
+        return sample(logits if is_all else logits[places], [draw.sequence for draw in draws])
+
+    def _sample_again(self, logits: torch.Tensor, draws: "list[_Draw]", num_tokens: int) -> SampledTokens | None:
+        """Draw behind guesses that were right. None: it failed; those steps are yet to come, and will say so."""
+        self._begin(Phase.SAMPLING, num_tokens)
+        try:
+            return self._sample(logits, draws)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._fault(error)
             return None
+
+    def _deliver(self, draws: "list[_Draw]", tokens: SampledTokens) -> "list[_Draw]":
+        """Give each sequence its token, or its ending.
+
+        Returns:
+            What can be drawn next without computing anything: behind the tokens that were guessed.
+        """
         with self._lock:  # who was ended from outside is known now, and nobody is while tokens are delivered
             now = self._begin(Phase.DELIVERING)
-        for i, row in enumerate(sampled):
-            if row.sequence.is_ended:
+        right = []
+        for i, draw in enumerate(draws):
+            sequence = draw.sequence
+            if sequence.is_ended:
                 continue
             try:
                 if i in tokens.failures:
                     raise tokens.failures[i]
-                self._advance(row.sequence, tokens.token_ids[i], now)
+                self._advance(sequence, tokens.token_ids[i], now)
             except GenerationFailed as error:
-                self._fail(row.sequence, error)
+                self._fail(sequence, error)
             except ChannelBroken:
-                self._cancel(row.sequence, "client")
+                self._cancel(sequence, "client")
             except ChannelClosed:
-                self._fail(row.sequence, EngineDead("the stream was ended from outside"))
+                self._fail(sequence, EngineDead("the stream was ended from outside"))
             except Exception as error:  # a detokenizer that raises, say: this row's own fault
-                self._fail(row.sequence, self._fault(error))
-        return None
+                self._fail(sequence, self._fault(error))
+            if draw.guesses[:1] == [tokens.token_ids[i]] and sequence.state is SequenceState.RUNNING:
+                self._scheduler.guessed_right(sequence)
+                right.append(_Draw(sequence, draw.place + 1, draw.guesses[1:]))
+        return right
 
     def _advance(self, sequence: Sequence, token_id: int, now: float) -> None:
         """Give a sequence its next token, and its reader what has become decidable."""

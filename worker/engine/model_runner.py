@@ -37,7 +37,8 @@ class ModelRunner(Protocol):
         """Compute the rows' tokens into the cache.
 
         Returns:
-            The rows that are sampled, and their logits (num_sampled, vocab_size) in the same order.
+            The rows that are sampled, and their logits in the same order: (n, vocab_size), one for each, and one more
+            for each of its guesses.
         """
         ...
 
@@ -87,17 +88,17 @@ class PackedRunner:
         ordered, layout = lay_out(rows, model.device, is_exact=self._is_exact)
         token_ids = [token_id for row in ordered for token_id in row.token_ids]
         sampled = []
-        last_of_row = []
+        kept: list[int] = []
         end = 0
         for row in ordered:
             end += len(row.token_ids)
             if row.is_sampled:
                 sampled.append(row)
-                last_of_row.append(end - 1)
-        keep = torch.tensor(last_of_row, dtype=torch.int64, device=model.device)
-        if self._traced is not None and len(token_ids) == len(rows) and not layout.prefills:
+                kept += range(end - 1 - row.num_guesses, end)
+        keep = torch.tensor(kept, dtype=torch.int64, device=model.device)
+        if self._traced is not None and all(row.is_decode for row in rows):
             logits = self._traced(torch.tensor(token_ids, device=model.device), layout)
-            return sampled, logits if len(sampled) == len(ordered) else logits[keep]
+            return sampled, logits if len(kept) == end else logits[keep]
         self.attention.layout = layout
         try:
             logits = model(

@@ -18,6 +18,8 @@ from worker.engine.sequence import Sequence, SequenceState
 
 # Prompts advance by at least this much per step even when decodes alone fill the budget: no starvation.
 MIN_PREFILL_TOKENS = 16
+# So many tokens a step computes in about the time of one: the time is that of reading the weights.
+CHEAP_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Row:
         blocks: Where its keys and values are, in the order of its tokens. Enough for all up to `end`.
         token_ids: The tokens to compute, which follow the `start` tokens that are in the cache already.
         is_sampled: Whether the last of them is the newest token, so that the next one is drawn after it.
+        num_guesses: How many of them, at the end, are guesses: a next one is drawn after each of them too.
     """
 
     sequence: Sequence
@@ -35,6 +38,7 @@ class Row:
     start: int
     token_ids: list[int]
     is_sampled: bool
+    num_guesses: int = 0
 
     @property
     def end(self) -> int:
@@ -43,8 +47,13 @@ class Row:
 
     @property
     def is_decode(self) -> bool:
-        """Whether this row extends a sequence by its one newest token."""
-        return len(self.token_ids) == 1 and self.start > 0
+        """Whether this row extends a sequence by its one newest token, and by guesses."""
+        return len(self.token_ids) == 1 + self.num_guesses and self.start > 0
+
+    @property
+    def guesses(self) -> list[int]:
+        """The guessed tokens, in order."""
+        return self.token_ids[len(self.token_ids) - self.num_guesses :]
 
 
 class Scheduler:
@@ -55,6 +64,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.pool = BlockPool(0)
         self.num_preempted = 0
+        self.max_guesses = 0  # next tokens of a sequence that may be guessed and computed with its newest one
+        self.num_guessed = 0
+        self.num_guessed_right = 0
         self._max_running = max_running
         self._step_tokens = step_tokens
 
@@ -86,7 +98,9 @@ class Scheduler:
                 prefilling.append(sequence)
             elif self._has_room(sequence):
                 rows.append(self._row(sequence, 1))
-        budget = max(self._step_tokens - len(rows), MIN_PREFILL_TOKENS)
+        if self.max_guesses:
+            rows = self._with_guesses(rows)
+        budget = max(self._step_tokens - sum(len(row.token_ids) for row in rows), MIN_PREFILL_TOKENS)
         while budget > 0:
             if prefilling:
                 sequence = prefilling.pop(0)
@@ -100,8 +114,14 @@ class Scheduler:
         return rows
 
     def computed(self, row: Row) -> None:
-        """Note that a row's tokens are in the cache."""
-        row.sequence.num_computed = row.end
+        """Note that a row's tokens are in the cache. Guesses count when they have proved right."""
+        row.sequence.num_computed = row.end - row.num_guesses
+        self.num_guessed += row.num_guesses
+
+    def guessed_right(self, sequence: Sequence) -> None:
+        """Note that the token that was drawn is the next guess, whose keys and values are in the cache already."""
+        sequence.num_computed += 1
+        self.num_guessed_right += 1
 
     def publish(self, sequence: Sequence) -> None:
         """Let others have what is computed of a sequence. Call it when its logits have proved to be numbers."""
@@ -140,6 +160,25 @@ class Scheduler:
             if youngest is sequence:
                 return False
         return True
+
+    def _with_guesses(self, decodes: list[Row]) -> list[Row]:
+        """The same rows with guesses behind their tokens, as long as they cost next to nothing.
+
+        That is few rows in all, no block that another would have to give up, and nothing behind the last token that
+        may be drawn.
+        """
+        limit = min(self.max_guesses, CHEAP_ROWS // max(1, len(decodes)) - 1)
+        found = []
+        for row in decodes:
+            sequence = row.sequence
+            num_left = sequence.params.max_tokens - len(sequence.output_ids) - 1
+            guesses = sequence.lookup.guess(sequence, min(limit, num_left))
+            num_missing = num_blocks_for(sequence.num_tokens + len(guesses)) - len(sequence.blocks)
+            if guesses and num_missing <= self.pool.num_free:
+                sequence.blocks += self.pool.take(max(0, num_missing))
+                row = Row(sequence, sequence.blocks, row.start, row.token_ids + guesses, True, len(guesses))
+            found.append(row)
+        return found
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from worker.engine.detokenizer import IncrementalDetokenizer
+from worker.engine.lookup import Lookup
 from worker.engine.stop_strings import StopStrings
 from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
 from worker.events import Event, Terminal, Usage
@@ -63,6 +64,7 @@ class Sequence:
     num_published: int = 0  # blocks that others may share
     content: int = 0  # of the last of these; see kv_cache
     scheduled_at: float | None = None
+    lookup: Lookup = field(default_factory=Lookup)
 
     # set by who ends the stream, under the engine's lock; nothing more is delivered
     is_ended: bool = False
