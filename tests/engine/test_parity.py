@@ -8,6 +8,7 @@ import torch
 
 from tests.support.engines import NUM_BLOCKS, new_engine, new_sequence, wait_until
 from tests.support.random_models import CONFIGS, VOCAB_SIZE, random_model
+from worker.engine.linear import use_kernels
 from worker.engine.model_runner import FallbackRunner, ModelRunner, PackedRunner, new_runner
 
 NUM_NEW = 24
@@ -35,6 +36,8 @@ PACKED = [family for family in CONFIGS if family not in ("mpt", "mamba")]
 
 
 def _packed(model: Any, *, is_traced: bool) -> PackedRunner:
+    if is_traced:  # as it is served, with all that makes it fast
+        use_kernels(model, is_exact=False)
     runner, reason = new_runner(model, lambda _: NUM_BLOCKS)
     assert isinstance(runner, PackedRunner), reason
     if is_traced:
