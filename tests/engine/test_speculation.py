@@ -1,21 +1,24 @@
 """Guessing changes how many steps an answer takes, and no token of it."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.engines import NUM_BLOCKS, new_engine, new_sequence
+from tests.support.engines import NUM_BLOCKS, PATIENT, new_engine, new_sequence
 from tests.support.random_models import VOCAB_SIZE, random_model
 from worker.engine.engine import Engine
 from worker.engine.kv_cache import BLOCK_TOKENS, BlockPool
 from worker.engine.lookup import Lookup
 from worker.engine.model_runner import PackedRunner, new_runner
+from worker.engine.sampler import SampledTokens, sample
 from worker.engine.scheduler import CHEAP_ROWS, Row, Scheduler
 from worker.engine.sequence import Sequence
+from worker.events import End
 
 MAX_TOKENS = 40
 REQUESTS: list[dict[str, Any]] = [
@@ -90,13 +93,14 @@ def _answers(engine: Engine, prompts: list[list[int]]) -> list[tuple[list[int], 
 class Oracle:
     """Guesses that are right for a while, and then wrong."""
 
-    def __init__(self, answers: dict[tuple[int, ...], list[int]]) -> None:
+    def __init__(self, answers: dict[tuple[int, ...], list[int]], *, is_right: bool = False) -> None:
         self._answers = answers
+        self._is_right = is_right
         self._random = random.Random(4)
 
     def guess(self, sequence: Sequence, limit: int) -> list[int]:
         rest = self._answers[tuple(sequence.prompt_ids)][len(sequence.output_ids) :][: max(0, limit)]
-        num_right = self._random.randint(0, len(rest))
+        num_right = len(rest) if self._is_right else self._random.randint(0, len(rest))
         return rest[:num_right] + [self._random.randrange(VOCAB_SIZE) for _ in rest[num_right:]]
 
 
@@ -152,6 +156,48 @@ def test_what_was_computed_behind_a_wrong_guess_is_not_shared(monkeypatch: pytes
         assert engine.stop(10)
 
 
+@pytest.mark.slow
+def test_a_draw_behind_a_guess_that_fails_is_made_in_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guess is in the cache and its logits are lost: it is the newest token, and computed again."""
+    prompt = list(range(3, 13))
+    engine = new_engine(runner=_packed("llama"))
+    try:
+        reply = new_sequence(prompt, max_tokens=12)
+        engine.submit(reply.sequence)
+        reply.events()
+    finally:
+        assert engine.stop(10)
+    answer = reply.sequence.output_ids
+    right = Oracle({tuple(prompt): answer}, is_right=True)
+    monkeypatch.setattr(Lookup, "guess", lambda self, sequence, limit: right.guess(sequence, limit))
+    runner = _packed("llama")
+    forward, is_first = runner.forward, False
+
+    def forward_and_note(rows: list[Row]) -> Any:
+        nonlocal is_first
+        is_first = True
+        return forward(rows)
+
+    def draw_once(logits: torch.Tensor, rows: Any) -> SampledTokens:
+        nonlocal is_first
+        if not is_first:
+            raise RuntimeError("no second draw in a step")
+        is_first = False
+        return sample(logits, rows)
+
+    monkeypatch.setattr(runner, "forward", forward_and_note)
+    monkeypatch.setattr("worker.engine.engine.sample", draw_once)
+    engine = new_engine(runner=runner, speculation="ngram")
+    try:
+        reply = new_sequence(prompt, replace(PATIENT, token_s=5), max_tokens=12)
+        engine.submit(reply.sequence)
+        assert isinstance(reply.events()[-1], End)
+        assert reply.sequence.output_ids == answer
+        assert engine._scheduler.num_guessed_right == 0
+    finally:
+        assert engine.stop(10)
+
+
 def _running(scheduler: Scheduler, lengths: list[int], **params: Any) -> list[Row]:
     """Rows of the first step that only decodes; every sequence repeats itself."""
     for length in lengths:
@@ -174,6 +220,18 @@ def test_guesses_are_computed_behind_the_newest_token() -> None:
     assert (row.start, row.token_ids, row.num_guesses) == (10, [1, 2, 1, 2, 1, 2, 1, 2], 7)
     assert row.is_decode
     assert len(row.blocks) == 2
+
+
+def test_what_was_guessed_right_is_not_computed_again() -> None:
+    scheduler = _scheduler()
+    (row,) = _running(scheduler, [10], max_tokens=100)
+    scheduler.computed(row)
+    for guess in row.guesses[:3]:
+        row.sequence.append(guess, 0.0)
+        scheduler.guessed_right(row.sequence)
+    row.sequence.append(9, 0.0)
+    (row,) = scheduler.schedule()
+    assert (row.start, row.token_ids) == (14, [9])
 
 
 def test_nothing_is_guessed_behind_the_last_token_that_may_be_drawn() -> None:

@@ -521,7 +521,7 @@ class Engine:
         return sample(logits if is_all else logits[places], [draw.sequence for draw in draws])
 
     def _sample_again(self, logits: torch.Tensor, draws: "list[_Draw]", num_tokens: int) -> SampledTokens | None:
-        """Draw behind guesses that were right. None: it failed; those steps are yet to come, and will say so."""
+        """Draw behind guesses that were right. None: it failed; the next step computes them again, and will say so."""
         self._begin(Phase.SAMPLING, num_tokens)
         try:
             return self._sample(logits, draws)
@@ -529,6 +529,8 @@ class Engine:
             raise
         except Exception as error:
             self._fault(error)
+            for draw in draws:
+                self._scheduler.guessed_in_vain(draw.sequence)
             return None
 
     def _deliver(self, draws: "list[_Draw]", tokens: SampledTokens) -> "list[_Draw]":

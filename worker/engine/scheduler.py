@@ -123,6 +123,11 @@ class Scheduler:
         sequence.num_computed += 1
         self.num_guessed_right += 1
 
+    def guessed_in_vain(self, sequence: Sequence) -> None:
+        """Note that nothing could be drawn behind the right guess: a step needs a token to compute, and this is it."""
+        sequence.num_computed -= 1
+        self.num_guessed_right -= 1
+
     def publish(self, sequence: Sequence) -> None:
         """Let others have what is computed of a sequence. Call it when its logits have proved to be numbers."""
         while (sequence.num_published + 1) * BLOCK_TOKENS <= sequence.num_computed:
