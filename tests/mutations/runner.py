@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.mutations.mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
+BUILT = Path("worker/engine/native/build")
 TEST_S = 60  # pytest's own limit for one test: what hangs without its guard fails
 RUN_S = 150  # for what pytest cannot end, of one guard
 # pytest's exit codes of a run that has judged nothing: interrupted, internal error, bad usage, no test found.
@@ -64,7 +65,10 @@ def judge_whole(tests: tuple[str, ...], is_gevent: bool) -> Verdict:
 
 @contextmanager
 def copied_tree() -> Iterator[Path]:
-    """What git would commit, in a folder of its own. Behind it no process is left that was started in there."""
+    """What git would commit, in a folder of its own. Behind it no process is left that was started in there.
+
+    And the native kernels, if they have been built: without them their tests are skipped, and miss nothing.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -77,6 +81,8 @@ def copied_tree() -> Iterator[Path]:
             if path and (ROOT / path).is_file() and not (ROOT / path).is_symlink():
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / path, folder / path)
+        if (ROOT / BUILT).exists():
+            shutil.copytree(ROOT / BUILT, folder / BUILT)
         if (ROOT / ".venv").exists():
             (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
         try:
