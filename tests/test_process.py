@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import requests
+from gunicorn.workers.base import Worker
 
 from tests.support.engines import wait_until
 from tests.support.processes import has_open_door, workers_of
@@ -293,7 +294,7 @@ def test_an_option_that_breaks_the_promise_is_refused(options: tuple[str, ...], 
 def test_too_few_files_are_no_reason_to_die_later() -> None:
     result = _start_with(limit_files=90)
     assert result.returncode != 0
-    assert "raise the limit" in result.stderr
+    assert "there is no room for a connection: raise the limit" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -537,6 +538,21 @@ def idle_worker() -> Any:
     return worker
 
 
+def test_no_signal_comes_while_handlers_are_being_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn resets each to its default first, which would end the process with every stream in it."""
+    held: list[set[int]] = []
+    monkeypatch.setattr(Worker, "init_signals", lambda worker: held.append(held_signals()))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    before = held_signals()
+    idle_worker().init_signals()
+    assert held[0] == before | set(Worker.SIGNALS)
+    assert held_signals() == before
+
+
+def held_signals() -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
 def test_a_draining_worker_does_not_wait_for_connections_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a body, or a client that does not read. gunicorn would wait for them until the arbiter kills the worker."""
     clock, worker = Clock(), idle_worker()
@@ -647,6 +663,15 @@ def arbiter(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(process, "_has_terminal", lambda: arbiter.terminals.pop(0))
     process.soften_stop(arbiter)
     return arbiter
+
+
+def test_a_worker_that_nobody_follows_is_not_told_of_one(arbiter: Any) -> None:
+    """It would close its door at its next look, and with the server that is no hand-over."""
+    arbiter.kill_worker(7, signal.SIGTERM)
+    assert arbiter.killed == [(7, signal.SIGUSR2), (7, signal.SIGTERM)], "an excess worker"
+    arbiter.killed.clear()
+    arbiter.stop()
+    assert arbiter.killed == [(7, signal.SIGTERM)]
 
 
 def test_a_second_worker_is_not_made_by_a_signal(arbiter: Any, caplog: pytest.LogCaptureFixture) -> None:

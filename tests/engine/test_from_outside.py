@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.bench import bench, end_of, stop_reason
-from tests.support.engines import PATIENT, WAIT_S, Reply, wait_until
+from tests.support.bench import bench, model_of, stop_reason
+from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
+from tests.support.runners import ScriptedRunner
 from worker.engine.engine import Engine, EngineState
 from worker.engine.sequence import SequenceState
 from worker.errors import NotReady
 from worker.events import End, Failure, Metrics, StopReason, Terminal, Token
 from worker.observe.watchdog import Phase, Stamp
+from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
+from worker.streams.native import new_lock
+from worker.streams.wakeup import ThreadWakeup
 
 
 def ending_of(reply: Reply) -> str:
@@ -63,19 +67,61 @@ def test_a_stream_that_nobody_claims_is_given_up_in_a_long_step_too() -> None:
         assert b.outcomes(reply) == ["cancelled{unclaimed}"]
 
 
+class TellingLock:
+    """A lock that tells when somebody has to wait for it: what they do without it they have done by then."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self.is_waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(False):
+            self.is_waited_for.set()
+            self._lock.acquire()
+
+    def __exit__(self, *args: object) -> None:
+        self._lock.release()
+
+
+def idle_engine() -> tuple[Engine, TellingLock]:
+    """One that accepts, and neither generates nor has a watchdog: the test says when what happens."""
+    engine, lock = (
+        Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner())),
+        TellingLock(),
+    )
+    engine.state, engine._is_accepting, engine._lock = EngineState.READY, True, lock  # type: ignore[assignment]
+    return engine, lock
+
+
 def test_nobody_is_ended_from_outside_while_tokens_are_delivered() -> None:
     """It would count tokens that come behind the end, or miss some that came before it."""
-    with bench(max_slots=1) as b:
-        b.gate.let(1)
-        reply = b.submit([3], replace(PATIENT, total_s=0.01), max_tokens=9)
-        b.gate.wait_until_held()
-        for phase in Phase:
-            if phase not in (Phase.FORWARD, Phase.SAMPLING):
-                b.engine.stamp = Stamp(phase, 0.0)
-                b.engine.end_overdue()
-                assert b.engine.num_open == 1
-        b.gate.open()
-        assert end_of(reply)
+    engine, _ = idle_engine()
+    reply = new_sequence([3], replace(PATIENT, total_s=-1))
+    engine.submit(reply.sequence)
+    for phase in Phase:
+        if phase not in (Phase.FORWARD, Phase.SAMPLING):
+            engine.stamp = Stamp(phase, 0.0)
+            engine.end_overdue()
+            assert engine.num_open == 1
+    engine.stamp = Stamp(Phase.FORWARD, 0.0)
+    engine.end_overdue()
+    assert ending_of(reply) == "TIMEOUT"
+
+
+def test_nobody_is_ended_from_outside_when_the_step_is_over_meanwhile() -> None:
+    engine, lock = idle_engine()
+    reply = new_sequence([3], replace(PATIENT, total_s=-1))
+    engine.submit(reply.sequence)
+    engine.stamp = Stamp(Phase.FORWARD, 0.0)
+    ending = threading.Thread(target=engine.end_overdue)
+    with lock:
+        ending.start()
+        assert lock.is_waited_for.wait(WAIT_S)
+        engine.stamp = Stamp(Phase.SCHEDULING, 0.0)
+    ending.join(WAIT_S)
+    assert engine.num_open == 1
+    engine.end_now()
+    assert ending_of(reply) == "SHUTTING_DOWN"
 
 
 def test_a_short_step_is_left_to_the_generation_thread() -> None:
@@ -185,6 +231,24 @@ def test_one_stall_has_one_code_though_the_step_comes_back_meanwhile(monkeypatch
         monkeypatch.setattr(b.engine, "_end_from_outside", take_out_late)
         assert [ending_of(reply) for reply in replies] == ["STALLED"] * 6
         assert b.outcomes(*replies) == ["error{STALLED}"] * 6
+
+
+def test_who_is_given_up_in_the_moment_it_has_loaded_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would accept requests that nobody will ever look at."""
+    engine, lock = idle_engine()
+    engine.state, engine._is_accepting, engine._model = EngineState.LOADING, False, model_of(ScriptedRunner())
+    monkeypatch.setattr(engine, "liveness", lambda: "the model is still loading")
+    begin, giving_up = engine._begin, threading.Thread(target=engine.abandon)
+
+    def begin_and_be_overtaken(phase: Phase) -> float:
+        giving_up.start()
+        assert lock.is_waited_for.wait(WAIT_S)
+        return begin(phase)
+
+    monkeypatch.setattr(engine, "_begin", begin_and_be_overtaken)
+    engine._become_ready()
+    giving_up.join(WAIT_S)
+    assert (engine.state, engine._is_accepting) == (EngineState.DEAD, False)
 
 
 # ---- admission

@@ -213,7 +213,7 @@ _LIMITS = [
         "a body that does not come is told so",
         "        if isinstance(error.__context__, TimeoutError):",
         "        if False:",
-        "tests/web/test_bad_input.py::test_a_body_that_does_not_come[gthread]",
+        "tests/web/test_bad_input.py::test_a_body_that_does_not_come[gevent]",
     ),
     context(
         "a chunked body over the limit is refused and not cut short",

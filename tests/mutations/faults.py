@@ -66,12 +66,6 @@ _FAULTS = [
         "test_a_fault_of_a_row_ends_that_row_alone",
     ),
     engine(
-        "a step that comes back too late delivers to nobody",
-        "        if tokens is None or self._is_stopping:",
-        "        if tokens is None:",
-        "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
-    ),
-    engine(
         "a row that could not be drawn fails",
         """\
                 if i in tokens.failures:
@@ -90,7 +84,7 @@ _FAULTS = [
         "a reader that leaves in the middle of a step is a cancel",
         """\
             except ChannelBroken:
-                self._cancel(row.sequence, "client")
+                self._cancel(sequence, "client")
 """,
         "",
         "test_a_reader_that_leaves_in_the_middle_of_a_step_is_a_cancel_and_no_failure",
@@ -99,7 +93,7 @@ _FAULTS = [
         "a stream that was ended from outside is no fault of the model",
         """\
             except ChannelClosed:
-                self._fail(row.sequence, EngineDead("the stream was ended from outside"))
+                self._fail(sequence, EngineDead("the stream was ended from outside"))
 """,
         "",
         "test_a_stream_that_was_ended_from_outside_costs_only_its_own_row",
@@ -133,7 +127,7 @@ _STALL = [
         if True:
             is_stalled = self.state is not EngineState.DEAD
 """,
-        "test_who_comes_in_the_moment_of_a_death_is_ended[the watchdog]",
+        "tests/engine/test_from_outside.py::test_who_is_given_up_in_the_moment_it_has_loaded_is_dead",
     ),
     engine(
         "an abandoned engine accepts nothing more",
@@ -346,9 +340,21 @@ _DEADLINES = [
     ),
     engine(
         "nobody is ended from outside while tokens are delivered",
-        "if self._is_computing and now - self.stamp.at > LONG_STEP_S:",
-        "if now - self.stamp.at > LONG_STEP_S:",
+        """\
+        if self._is_computing and now - self.stamp.at > LONG_STEP_S:
+            self._end_from_outside(lambda sequence: self._end_if_overdue(sequence, now) if self._is_computing else None)
+""",
+        """\
+        if now - self.stamp.at > LONG_STEP_S:
+            self._end_from_outside(lambda sequence: self._end_if_overdue(sequence, now))
+""",
         "tests/engine/test_from_outside.py::test_nobody_is_ended_from_outside_while_tokens_are_delivered",
+    ),
+    engine(
+        "a step that is over when its turn comes is left to the generation thread",
+        "(lambda sequence: self._end_if_overdue(sequence, now) if self._is_computing else None)",
+        "(lambda sequence: self._end_if_overdue(sequence, now))",
+        "tests/engine/test_from_outside.py::test_nobody_is_ended_from_outside_when_the_step_is_over_meanwhile",
     ),
     engine(
         "a short step is left to the generation thread",
@@ -359,7 +365,7 @@ _DEADLINES = [
     engine(
         "nothing is delivered to who was ended from outside",
         """\
-            if row.sequence.is_ended:
+            if sequence.is_ended:
                 continue
 """,
         "",

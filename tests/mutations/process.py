@@ -27,7 +27,7 @@ _SIGNALS = [
         "the door stays open while the server drains",
         "        if number == signal.SIGTERM and not is_stopping:\n",
         "        if number == signal.SIGTERM:\n",
-        "test_while_the_server_drains_a_new_client_is_told_so[15-gthread]",
+        "test_a_worker_that_nobody_follows_is_not_told_of_one",
     ),
     draining(
         "a worker that is told to stop before the arbiter keeps its door open",
@@ -35,6 +35,12 @@ _SIGNALS = [
         "        if True:\n",
         "test_a_worker_that_is_told_alone_says_so[gthread]",
         "test_every_process_is_told_to_stop_at_once[gthread]",
+    ),
+    draining(
+        "signals are held while handlers are being set",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [])",
+        "test_no_signal_comes_while_handlers_are_being_set",
     ),
     draining(
         "a worker that another one follows closes its door",
@@ -178,7 +184,7 @@ _SIGNALS = [
         "who watches a load is told that the server stops",
         "not (engine.liveness() or engine.should_drain())",
         "not engine.liveness()",
-        "test_a_signal_while_it_loads_ends_those_who_watch[gthread]",
+        "tests/web/test_ops.py::test_the_progress_of_a_load_ends_when_the_server_stops",
     ),
     draining(
         "a drained worker does not wait for half a body",

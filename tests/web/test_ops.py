@@ -1,5 +1,6 @@
 """Probes and the progress of loading, when the engine is not well."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from flask import Flask
 
 from tests.support.apps import app_in_process
 from worker.engine.engine import EngineState
-from worker.errors import NotReady, Overloaded, RequestError
+from worker.errors import SHUTTING_DOWN, NotReady, Overloaded, RequestError
 from worker.web import ops
 from worker.web.sse import DONE
 
@@ -80,4 +81,24 @@ def test_the_progress_of_a_load_that_hangs_ends(monkeypatch: pytest.MonkeyPatch)
     engine: Any = Engine()
     *_, last, done = ops._progress(engine, keep_alive_s=100.0)
     assert json.loads(last.removeprefix(b"data: ")) == {"state": "DEAD", "reason": "still loading"}
+    assert done == DONE
+
+
+def test_the_progress_of_a_load_ends_when_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when the worker has waited for what is idle and goes."""
+
+    class Engine:
+        state = EngineState.LOADING
+        progress = None
+
+        def liveness(self) -> str:
+            return ""
+
+        def should_drain(self) -> bool:
+            return True
+
+    monkeypatch.setattr(ops, "PROGRESS_TICK_S", 0.0)
+    engine: Any = Engine()
+    first, done = itertools.islice(ops._progress(engine, keep_alive_s=0.0), 2)
+    assert json.loads(first.removeprefix(b"data: ")) == {"state": "DRAINING", "reason": SHUTTING_DOWN}
     assert done == DONE
