@@ -262,6 +262,19 @@ def test_the_loader_makes_a_model_exact(tmp_path: Path) -> None:
     assert loaded.runner._is_exact
 
 
+@needs_native
+def test_an_exact_model_has_one_thread_of_torchs_and_as_many_of_ours_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, told = save_random_model(tmp_path), list[int]()
+    monkeypatch.setattr(kernels, "set_threads", told.append)
+    env = {"ENDSTOP_MODEL": str(folder), "ENDSTOP_DETERMINISTIC": "1", "ENDSTOP_CPU_THREADS": "2"}
+    with threads(2):
+        load(Settings.from_env(env), lambda progress: None)
+        assert torch.get_num_threads() == 1
+    assert told == [2]
+
+
 @pytest.mark.parametrize(
     ("family", "is_native", "reason"),
     [

@@ -6,6 +6,13 @@ scheduler = taking_from("worker/engine/scheduler.py", "tests/engine/test_schedul
 blocks = taking_from("worker/engine/kv_cache.py", "tests/engine/test_scheduler.py")
 memory = taking_from("worker/engine/memory.py", "tests/engine/test_memory.py")
 loader = taking_from("worker/engine/loader.py", "tests/engine/test_loader.py")
+exact = taking_from("worker/engine/loader.py", "tests/engine/test_linear.py")
+linear = taking_from("worker/engine/linear.py", "tests/engine/test_linear.py")
+trace = taking_from("worker/engine/trace.py", "tests/engine/test_trace.py")
+runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_trace.py")
+guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
+guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
+detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_detokenizer.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
@@ -26,8 +33,8 @@ _SCHEDULING = [
     ),
     scheduler(
         "prompts advance even when decodes fill the budget",
-        "max(self._step_tokens - len(rows), MIN_PREFILL_TOKENS)",
-        "self._step_tokens - len(rows)",
+        "max(self._step_tokens - sum(len(row.token_ids) for row in rows), MIN_PREFILL_TOKENS)",
+        "self._step_tokens - sum(len(row.token_ids) for row in rows)",
         "test_prompts_advance_even_when_decodes_fill_the_budget",
     ),
     scheduler(
@@ -213,6 +220,152 @@ _SAMPLING = [
     ),
 ]
 
+_GUESSES = [
+    guesses(
+        "a guess counts as computed only when it has proved right",
+        "        row.sequence.num_computed = row.end - row.num_guesses\n",
+        "        row.sequence.num_computed = row.end\n",
+        "test_what_was_computed_behind_a_wrong_guess_is_not_shared",
+    ),
+    guesses(
+        "a guess that was right is not computed again",
+        "        sequence.num_computed += 1\n",
+        "",
+        "test_what_was_guessed_right_is_not_computed_again",
+    ),
+    guesses(
+        "a guess behind which nothing could be drawn is computed again",
+        "        sequence.num_computed -= 1\n",
+        "",
+        "test_a_draw_behind_a_guess_that_fails_is_made_in_the_next_step",
+    ),
+    guesses(
+        "no guess takes a block that another would have to give up",
+        "            if guesses and num_missing <= self.pool.num_free:\n",
+        "            if guesses:\n",
+        "test_no_guess_takes_a_block_that_another_needs",
+    ),
+    guesses(
+        "nothing is guessed behind the last token that may be drawn",
+        "guess(sequence, min(limit, num_left))",
+        "guess(sequence, limit)",
+        "test_nothing_is_guessed_behind_the_last_token_that_may_be_drawn",
+    ),
+    guesses(
+        "the more decode the fewer are guessed",
+        "        limit = min(self.max_guesses, CHEAP_ROWS // max(1, len(decodes)) - 1)\n",
+        "        limit = self.max_guesses\n",
+        "test_the_more_decode_the_fewer_are_guessed",
+    ),
+    guessing(
+        "what is drawn behind a wrong guess is not delivered",
+        "if draw.guesses[:1] == [tokens.token_ids[i]] and sequence.state is SequenceState.RUNNING:",
+        "if draw.guesses and sequence.state is SequenceState.RUNNING:",
+        "test_no_token_is_another_whatever_is_guessed[7-llama]",
+    ),
+    guessing(
+        "a draw behind a guess that fails does not end the engine",
+        """\
+            self._fault(error)
+            for draw in draws:
+                self._scheduler.guessed_in_vain(draw.sequence)
+            return None
+""",
+        "            raise\n",
+        "test_a_draw_behind_a_guess_that_fails_is_made_in_the_next_step",
+    ),
+    detokenizer(
+        "a window does not grow with its stream",
+        "        self._window = self._window[self._num_settled :]\n",
+        "",
+        "test_a_window_does_not_grow_with_the_stream",
+    ),
+]
+
+_ARITHMETIC = [
+    trace(
+        "a recording is not used where the tracer saw a decision",
+        "            if issubclass(one.category, jit.TracerWarning) and Path(one.filename).name != _BLIND:\n",
+        "            if False:\n",
+        "test_what_a_recording_would_not_see_is_not_traced",
+    ),
+    trace(
+        "a recording is the model's own to the bit",
+        "            if not torch.equal(expected, self._recorded(*example, *self._caches())):\n",
+        "            if False:\n",
+        "test_what_a_recording_would_not_see_is_not_traced",
+    ),
+    trace(
+        "a recording is compared at far positions too",
+        "        far = max_context - 1\n",
+        "        far = 100\n",
+        "test_far_positions_are_compared_too",
+    ),
+    runner(
+        "rows that are not sampled have no logits in a traced step",
+        "            return sampled, logits if len(kept) == end else logits[keep]\n",
+        "            return sampled, logits\n",
+        "test_rows_that_are_not_sampled_have_no_logits",
+    ),
+    runner(
+        "a step with a prompt is not played back",
+        "if self._traced is not None and all(row.is_decode for row in rows):",
+        "if self._traced is not None:",
+        "test_a_traced_step_is_equal_to_the_bit[llama-dtype0]",
+    ),
+    linear(
+        "only what is a linear layer and nothing more is replaced",
+        "    return type(module) is nn.Linear and",
+        "    return isinstance(module, nn.Linear) and",
+        "test_only_what_is_a_plain_linear_layer_is_replaced",
+    ),
+    linear(
+        "only what the kernels compute with is replaced",
+        " and module.weight.dtype in _NATIVE_TYPES and",
+        " and",
+        "test_only_what_is_a_plain_linear_layer_is_replaced",
+    ),
+    linear(
+        "a model that multiplies in its own way is not exact",
+        "                        raise NotExact(name)\n",
+        "                        pass\n",
+        "test_a_model_that_multiplies_in_its_own_way_is_not_exact",
+    ),
+    exact(
+        "a server that is to be exact does not start without the kernels",
+        '    if settings.deterministic and not (kernels.IS_NATIVE and device == "cpu"):\n',
+        "    if False:\n",
+        "test_a_model_that_cannot_be_exact_is_refused",
+    ),
+    exact(
+        "a model that cannot be exact is refused with the reason",
+        "    except NotExact as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "test_a_model_that_cannot_be_exact_is_refused",
+    ),
+    exact(
+        "a model that is computed row by row is not exact",
+        "    if fallback_reason and settings.deterministic:\n",
+        "    if False:\n",
+        "test_a_model_that_cannot_be_exact_is_refused",
+    ),
+    exact(
+        "an exact model has one thread of torch's",
+        """\
+    if is_exact:
+        torch.set_num_threads(1)
+""",
+        "",
+        "test_an_exact_model_has_one_thread_of_torchs_and_as_many_of_ours_as_before",
+    ),
+    exact(
+        "an exact model has as many threads of ours as before",
+        "kernels.set_threads(torch.get_num_threads() if is_exact else 0)",
+        "kernels.set_threads(0)",
+        "test_an_exact_model_has_one_thread_of_torchs_and_as_many_of_ours_as_before",
+    ),
+]
+
 _RETRY_AFTER = [
     service_rate(
         "Retry-After grows when nobody leaves any more",
@@ -261,4 +414,4 @@ _LOG = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_SCHEDULING, *_SAMPLING, *_RETRY_AFTER, *_LOG]
+MUTATIONS: list[Mutation] = [*_SCHEDULING, *_SAMPLING, *_GUESSES, *_ARITHMETIC, *_RETRY_AFTER, *_LOG]
