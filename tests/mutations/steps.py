@@ -53,7 +53,7 @@ _SCHEDULING = [
         "prompts that have begun go first",
         "            if prefilling:\n                sequence = prefilling.pop(0)\n",
         "            if prefilling and not self.waiting:\n                sequence = prefilling.pop(0)\n",
-        "test_the_laws_hold_in_any_order_of_events",
+        "test_nothing_is_shared_before_it_has_proved_to_be_numbers",
     ),
     scheduler(
         "no more run at once than may",
