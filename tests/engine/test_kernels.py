@@ -1,5 +1,6 @@
 """The native kernel computes what torch computes, and neither looks at a place that is not the row's own."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,12 +9,21 @@ import torch
 from torch import Tensor
 
 from worker.engine import native
-from worker.engine.kernels import IS_NATIVE, Kind, paged_decode, paged_decode_in_torch
+from worker.engine.kernels import (
+    IS_NATIVE,
+    Kind,
+    Prompts,
+    paged_decode,
+    paged_decode_in_torch,
+    paged_prompt,
+    paged_prompt_in_torch,
+)
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
 HEAD_DIM = 24
 needs_native = pytest.mark.skipif(not IS_NATIVE, reason="python -m worker.engine.native has not built it")
 DECODES = [paged_decode_in_torch, pytest.param(paged_decode, marks=needs_native)]
+PROMPTS = [paged_prompt_in_torch, pytest.param(paged_prompt, marks=needs_native)]
 LENGTHS = (1, 15, 16, 17, 40, 100)
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -74,6 +84,57 @@ def test_decodes_are_what_attention_is_by_definition(
     assert out.dtype == dtype
     assert out.shape == (len(LENGTHS), 6, HEAD_DIM + 8)
     assert (out.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def chunks_of(sizes: tuple[int, ...], lengths: tuple[int, ...], tables: Tensor) -> Prompts:
+    """The last so many tokens of each sequence."""
+    starts = [length - size for length, size in zip(lengths, sizes, strict=True)]
+    bounds = [0, *itertools.accumulate(sizes)]
+    return Prompts(tables, torch.tensor(starts, dtype=torch.int32), torch.tensor(bounds, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("attend", PROMPTS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_prompts_are_what_attention_is_by_definition(
+    attend: Any, kind: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    chosen = Kind(HEAD_DIM**-0.5, **KINDS[kind])
+    keys, values, tables, _ = cache_of(LENGTHS, dtype)
+    sizes = (1, 15, 3, 1, 39, 70)  # whole prompts and last chunks, over the borders of blocks
+    query = torch.randn(6, sum(sizes), HEAD_DIM).to(dtype).transpose(0, 1)
+    out = attend(query, keys, values, chunks_of(sizes, LENGTHS, tables), chosen)
+    row_of = [row for row, size in enumerate(sizes) for _ in range(size)]
+    seen = [length - size + i + 1 for length, size in zip(LENGTHS, sizes, strict=True) for i in range(size)]
+    expected = one_by_one(query, keys, values, tables[row_of], torch.tensor(seen), chosen)
+    assert out.dtype == dtype
+    assert out.shape == expected.shape
+    assert (out.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@needs_native
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("kind", ["plain", "all of it"])
+def test_a_token_of_a_prompt_is_the_same_to_the_bit_however_it_is_cut(kind: str, num_threads: int) -> None:
+    length, chosen = 300, Kind(HEAD_DIM**-0.5, **KINDS[kind])
+    keys, values, tables, _ = cache_of((length, 40), torch.bfloat16)
+    query = torch.randn(length, 6, HEAD_DIM).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        whole = paged_prompt(query, keys, values, chunks_of((length,), (length,), tables[:1]), chosen)
+        for cut in (1, 7, 16, 100, 299):
+            ends = [*range(cut, length, cut), length]
+            parts = [
+                paged_prompt(query[start:end], keys, values, chunks_of((end - start,), (end,), tables[:1]), chosen)
+                for start, end in itertools.pairwise([0, *ends])
+            ]
+            assert torch.equal(torch.cat(parts), whole)
+        beside = torch.cat([query[-50:], query[:40]])
+        both = paged_prompt(beside, keys, values, chunks_of((50, 40), (length, 40), tables), chosen)
+        assert torch.equal(both[:50], whole[-50:])
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_native

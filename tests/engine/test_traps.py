@@ -274,7 +274,7 @@ def test_grouped_queries_are_packed_and_never_left_to_the_library(
         seen.append(kwargs)
         return attention(*args, **kwargs)
 
-    monkeypatch.setattr("worker.engine.attention.F.scaled_dot_product_attention", look)
+    monkeypatch.setattr("worker.engine.kernels.F.scaled_dot_product_attention", look)
     monkeypatch.setattr("worker.engine.kernels.IS_NATIVE", False)
     engine = new_engine(runner=runner, max_slots=4, max_context=256)
     try:

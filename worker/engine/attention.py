@@ -4,14 +4,14 @@ transformers' models look their attention function up by name (`AttentionInterfa
 without a line of it being changed. Generation thread only.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.kernels import Kind, paged_decode, store, store_and_decode, weigh
+from worker.engine.kernels import Kind, Prompts, paged_decode, paged_prompt, store, store_and_decode
 from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK, num_blocks_for
 from worker.engine.scheduler import Row
 
@@ -25,26 +25,21 @@ class UnsupportedAttention(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Where the rows of a step lie in the packed batch. Decodes come first.
+    """Where the rows of a step lie in the packed batch. Decodes come first, then chunks of prompts.
 
     Attributes:
         places: (num_tokens,) int64, the place of each packed token in the cache.
         positions: (num_tokens,) int64, its position in its sequence.
-        tables: (num_decodes, max_blocks) int32, their blocks; padded.
-        lengths: (num_decodes,) int32, how many tokens each decode looks at, its own included.
-        prefills: The other rows, each with the index of its first packed token and the places of all its tokens.
+        tables: (num_decodes, max_blocks) int32, the blocks of each decoded token; padded.
+        lengths: (num_decodes,) int32, how many tokens each of them looks at, itself included.
+        prompts: The chunks; None if there are none.
     """
 
     places: Tensor
     positions: Tensor
     tables: Tensor
     lengths: Tensor
-    prefills: list[tuple[Row, int, Tensor]]
-
-    @property
-    def num_decodes(self) -> int:
-        """Rows of one token that extend a cached sequence."""
-        return len(self.lengths)
+    prompts: Prompts | None
 
 
 def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) -> tuple[list[Row], PackedLayout]:
@@ -58,39 +53,52 @@ def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) ->
         The rows in packed order, and the layout.
     """
     decodes = [row for row in rows if row.is_decode]
-    ordered = decodes + [row for row in rows if not row.is_decode]
-    num_decodes = len(rows) if is_exact else len(decodes)
-    max_blocks = max((len(row.blocks) for row in ordered[:num_decodes]), default=0)
+    chunks = [row for row in rows if not row.is_decode]
+    ordered = decodes + chunks
+    if is_exact:
+        decodes, chunks = ordered, []
     places: list[int] = []
     positions: list[int] = []
-    tables: list[list[int]] = []
-    prefills = []
-    for i, row in enumerate(ordered):
-        is_alone = i < num_decodes
-        if is_alone:
-            table = row.blocks + [PADDING_BLOCK] * (max_blocks - len(row.blocks))
-            tables += [table] * len(row.token_ids)
-        else:
-            prefills.append((row, len(places), torch.tensor(_places(row, 0), device=device)))
-        places += _places(row, row.start)
+    for row in ordered:
+        places += _places(row)
         positions += range(row.start, row.end)
+    num_decodes = sum(len(row.token_ids) for row in decodes)
+    tables = [table for row, table in zip(decodes, _tables(decodes), strict=True) for _ in row.token_ids]
+
+    def int32(numbers: Any) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+    prompts = None
+    if chunks:
+        sizes = [len(row.token_ids) for row in chunks]
+        prompts = Prompts(
+            tables=int32(_tables(chunks)),
+            starts=int32([row.start for row in chunks]),
+            bounds=int32([0, *itertools.accumulate(sizes)]),
+        )
     layout = PackedLayout(
         torch.tensor(places, device=device),
         torch.tensor(positions, device=device),
-        torch.tensor(tables, dtype=torch.int32, device=device),
-        torch.tensor([position + 1 for position in positions[: len(tables)]], dtype=torch.int32, device=device),
-        prefills,
+        int32(tables),
+        int32([position + 1 for position in positions[:num_decodes]]),
+        prompts,
     )
     return ordered, layout
 
 
-def _places(row: Row, start: int) -> list[int]:
-    """Of each of the row's tokens from `start` up to its end, the place in the cache."""
-    first = start // BLOCK_TOKENS
+def _tables(rows: list[Row]) -> list[list[int]]:
+    """The blocks of each row, padded to the longest."""
+    max_blocks = max((len(row.blocks) for row in rows), default=0)
+    return [row.blocks + [PADDING_BLOCK] * (max_blocks - len(row.blocks)) for row in rows]
+
+
+def _places(row: Row) -> list[int]:
+    """Of each of the row's tokens that are computed, the place in the cache."""
+    first = row.start // BLOCK_TOKENS
     places: list[int] = []
     for block in row.blocks[first : num_blocks_for(row.end)]:
         places += range(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
-    return places[start - first * BLOCK_TOKENS : row.end - first * BLOCK_TOKENS]
+    return places[row.start - first * BLOCK_TOKENS : row.end - first * BLOCK_TOKENS]
 
 
 class PagedAttention:
@@ -153,24 +161,16 @@ class PagedAttention:
             self.caches[layer] = self._new_cache(key[0]), self._new_cache(value[0])
         keys, values = self.caches[layer]
         new = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if not layout.prefills:
-            rows = query[0].transpose(0, 1)
-            return store_and_decode(rows, *new, keys, values, layout.places, layout.tables, layout.lengths, kind)[
-                None
-            ], None
+        rows = query[0].transpose(0, 1)
+        tables, lengths, prompts = layout.tables, layout.lengths, layout.prompts
+        if prompts is None:
+            out = store_and_decode(rows, *new, keys, values, layout.places, tables, lengths, kind)
+            return out[None], None
         store(*new, keys, values, layout.places)
-        num_heads, num_tokens, num_decodes = query.shape[1], query.shape[2], layout.num_decodes
-        out = query.new_empty(num_tokens, num_heads, value.shape[-1])
+        num_decodes = len(lengths)
+        out = paged_prompt(rows[num_decodes:], keys, values, prompts, kind)
         if num_decodes:
-            decodes = query[0, :, :num_decodes].transpose(0, 1)
-            out[:num_decodes] = paged_decode(decodes, keys, values, layout.tables, layout.lengths, kind)
-        for row, at, places in layout.prefills:
-            stop = at + len(row.token_ids)
-            if row.start:
-                row_key, row_value = keys[places].transpose(0, 1), values[places].transpose(0, 1)
-            else:
-                row_key, row_value = key[0, :, at:stop], value[0, :, at:stop]
-            out[at:stop] = attend(query[0, :, at:stop], row_key, row_value, row.start, kind).transpose(0, 1)
+            out = torch.cat([paged_decode(rows[:num_decodes], keys, values, tables, lengths, kind), out])
         return out[None], None
 
     def _new_cache(self, new: Tensor) -> Tensor:
@@ -187,31 +187,3 @@ def _kind_of(query: Tensor, scaling: float | None, kwargs: dict[str, Any]) -> Ki
         softcap=kwargs.get("softcap") or 0.0,
         sinks=kwargs.get("s_aux"),
     )
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, start: int, kind: Kind) -> Tensor:
-    """Attention of the tokens from `start` on over all tokens of one sequence.
-
-    Args:
-        query: (num_heads, num_new, head_dim).
-        key, value: (num_kv_heads, start + num_new, head_dim).
-
-    Returns:
-        (num_heads, num_new, value_dim).
-    """
-    num_new, end = query.shape[1], key.shape[1]
-    group = query.shape[0] // key.shape[0]
-    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
-    is_narrow = 0 < kind.window < end
-    mask = None
-    if start or is_narrow or kind.softcap or kind.sinks is not None:
-        mask = torch.ones(num_new, end, dtype=torch.bool, device=query.device).tril(start)
-        if is_narrow:
-            mask = mask.triu(start - kind.window + 1)
-    if not kind.softcap and kind.sinks is None:
-        return F.scaled_dot_product_attention(
-            query[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=kind.scale
-        )[0]
-    assert mask is not None
-    products = (query @ key.transpose(1, 2)).float() * kind.scale
-    return weigh(products, mask, kind).to(value.dtype) @ value

@@ -1,6 +1,6 @@
 """What a step does most of the time: by a native kernel where there is one, else by torch.
 
-Attention of decodes over blocks of the cache, and linear layers. Generation thread only.
+Attention over the blocks of the cache, and linear layers. Generation thread only.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,21 @@ class Kind:
     window: int = 0
     softcap: float = 0.0
     sinks: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Chunks of prompts in a packed batch.
+
+    Attributes:
+        tables: (num_chunks, max_blocks) int32, the blocks of each sequence; padded.
+        starts: (num_chunks,) int32, the position of each chunk's first token.
+        bounds: (num_chunks + 1,) int32, where each begins among the tokens of all, and where the last one ends.
+    """
+
+    tables: Tensor
+    starts: Tensor
+    bounds: Tensor
 
 
 def paged_decode(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, lengths: Tensor, kind: Kind) -> Tensor:
@@ -112,12 +127,70 @@ def paged_decode_in_torch(
     else:
         products = (grouped @ row_keys.transpose(2, 3)).float() * kind.scale
         flat = products.reshape(num_rows, num_heads, 1, length).transpose(0, 1)
-        weights = weigh(flat, may_look[None, :, None], kind).transpose(0, 1).reshape(products.shape)
+        weights = _weigh(flat, may_look[None, :, None], kind).transpose(0, 1).reshape(products.shape)
         decoded = weights.to(row_values.dtype) @ row_values
     return decoded.reshape(num_rows, num_heads, -1)
 
 
-def weigh(products: Tensor, mask: Tensor, kind: Kind) -> Tensor:
+def paged_prompt(query: Tensor, keys: Tensor, values: Tensor, prompts: Prompts, kind: Kind) -> Tensor:
+    """Attention of the tokens of chunks, each over those before it in its sequence and itself. All are in the cache.
+
+    Args:
+        query: (num_tokens, num_heads, head_dim), one chunk behind the other.
+        keys, values: (num_places, num_kv_heads, head_dim) of the whole cache.
+
+    Returns:
+        (num_tokens, num_heads, value_dim).
+    """
+    if IS_NATIVE and query.device.type == "cpu":
+        native_prompt = torch.ops.endstop.paged_prompt
+        where = (prompts.tables, prompts.starts, prompts.bounds)
+        out: Tensor = native_prompt(query, keys, values, *where, kind.scale, kind.window, kind.softcap, kind.sinks)
+        return out
+    return paged_prompt_in_torch(query, keys, values, prompts, kind)
+
+
+def paged_prompt_in_torch(query: Tensor, keys: Tensor, values: Tensor, prompts: Prompts, kind: Kind) -> Tensor:
+    """As `paged_prompt`, on any device, one chunk after the other."""
+    bounds, starts = prompts.bounds.tolist(), prompts.starts.tolist()
+    in_block = torch.arange(BLOCK_TOKENS, device=query.device)
+    parts = []
+    for table, start, at, stop in zip(prompts.tables, starts, bounds, bounds[1:], strict=False):
+        places = (table[:, None].long() * BLOCK_TOKENS + in_block).flatten()[: start + stop - at]
+        seen = keys[places].transpose(0, 1), values[places].transpose(0, 1)
+        parts.append(_attend(query[at:stop].transpose(0, 1), *seen, start, kind).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, start: int, kind: Kind) -> Tensor:
+    """Attention of the tokens from `start` on over all tokens of one sequence.
+
+    Args:
+        query: (num_heads, num_new, head_dim).
+        key, value: (num_kv_heads, start + num_new, head_dim).
+
+    Returns:
+        (num_heads, num_new, value_dim).
+    """
+    num_new, end = query.shape[1], key.shape[1]
+    group = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+    is_narrow = 0 < kind.window < end
+    mask = None
+    if start or is_narrow or kind.softcap or kind.sinks is not None:
+        mask = torch.ones(num_new, end, dtype=torch.bool, device=query.device).tril(start)
+        if is_narrow:
+            mask = mask.triu(start - kind.window + 1)
+    if not kind.softcap and kind.sinks is None:
+        return F.scaled_dot_product_attention(
+            query[None], key[None], value[None], attn_mask=mask, is_causal=mask is None, scale=kind.scale
+        )[0]
+    assert mask is not None
+    products = (query @ key.transpose(1, 2)).float() * kind.scale
+    return _weigh(products, mask, kind).to(value.dtype) @ value
+
+
+def _weigh(products: Tensor, mask: Tensor, kind: Kind) -> Tensor:
     """Softmax with cap and sinks, in float32. (num_heads, ..., num_keys), mask that broadcasts -> the same."""
     if kind.softcap:
         products = (products / kind.softcap).tanh() * kind.softcap

@@ -67,7 +67,7 @@ class TracedDecode:
 
         Args:
             token_ids: (num_rows,), one for each decode.
-            layout: Without prefills.
+            layout: Without prompts.
 
         Returns:
             The logits of all rows, (num_rows, vocab_size).
@@ -104,7 +104,7 @@ class _Step(torch.nn.Module):
         attention = self._attention
         own = attention.caches
         attention.caches = dict(zip(own, zip(caches[::2], caches[1::2], strict=True), strict=True))
-        attention.layout = PackedLayout(places, positions, tables, lengths, [])
+        attention.layout = PackedLayout(places, positions, tables, lengths, None)
         try:
             logits: Tensor = self.model(input_ids=token_ids, position_ids=positions[None], use_cache=False).logits[0]
         finally:

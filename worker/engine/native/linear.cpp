@@ -52,7 +52,7 @@ struct Singles {
     for (int m = 0; m < rows; m++) {
       const Floats xs = load(x + m * x_stride);
 #pragma GCC unroll 8
-      for (int n = 0; n < kOutputs; n++) sums[m][n] += xs * weights[n];
+      for (int n = 0; n < kOutputs; n++) sums[m][n] = fma(xs, weights[n], sums[m][n]);
     }
   }
 };

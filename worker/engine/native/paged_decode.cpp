@@ -5,9 +5,10 @@
 // hold the two against each other.
 //
 // A row's result depends on that row alone, whoever its neighbours are and however many threads there are. Scores and
-// sums are float32. One pass with a running maximum: "Online normalizer calculation for softmax", arXiv:1805.02867.
+// sums are float32.
 
 #include "parallel.h"
+#include "shape.h"
 #include "vectors.h"
 
 #include <ATen/ATen.h>
@@ -23,19 +24,7 @@ namespace {
 
 using namespace endstop;
 
-constexpr int64_t kBlockTokens = 16;
-static_assert(kBlockTokens == kLanes, "the scores of a block are one vector");
-// Below this much work the threads would wait for each other longer than they work.
-constexpr int64_t kWorkPerThread = 1 << 16;
-constexpr float kNone = -1e30f;  // less than any score, and their difference is a number
-constexpr int64_t kTogether = 4;  // heads that use a key or value while it is in a register
-
-struct Shape {
-  int64_t num_kv_heads, group, head_dim, value_dim, max_blocks, window;
-  float scale, softcap;
-
-  int64_t scratch() const { return group * (padded(head_dim) + padded(value_dim) + kBlockTokens + 2); }
-};
+constexpr int kTogether = 4;  // heads that use a key or value while it is in a register
 
 // Products of `num` queries with the keys of a block, one vector each.
 template <int num, typename T>
@@ -46,11 +35,11 @@ inline void products(const Shape& s, const float* query, const T* key, int64_t c
     int64_t d = 0;
     for (; d + kLanes <= s.head_dim; d += kLanes) {
       const Floats k = load(key + d);
-      for (int g = 0; g < num; g++) sums[g] += load(query + g * stride + d) * k;
+      for (int g = 0; g < num; g++) sums[g] = fma(load(query + g * stride + d), k, sums[g]);
     }
     if (d < s.head_dim) {
       const Floats k = load(key + d, s.head_dim - d);
-      for (int g = 0; g < num; g++) sums[g] += load(query + g * stride + d) * k;
+      for (int g = 0; g < num; g++) sums[g] = fma(load(query + g * stride + d), k, sums[g]);
     }
     for (int g = 0; g < num; g++) scores[g * kBlockTokens + t] = sum(sums[g]);
   }
@@ -67,7 +56,7 @@ inline void mix(const Shape& s, const float* weights, const float* shrinks, cons
     const bool is_whole = d + kLanes <= s.value_dim;
     for (int64_t t = 0; t < count; t++, value += s.num_kv_heads * s.value_dim) {
       const Floats v = is_whole ? load(value) : load(value, s.value_dim - d);
-      for (int g = 0; g < num; g++) sums[g] += v * weights[g * kBlockTokens + t];
+      for (int g = 0; g < num; g++) sums[g] = fma(v, splat(weights[g * kBlockTokens + t]), sums[g]);
     }
     for (int g = 0; g < num; g++) store(out + g * stride + d, sums[g]);
   }
@@ -102,19 +91,15 @@ template <typename T>
 void attend(const Shape& s, const float* query, const T* keys, const T* values, const int32_t* table, int64_t length,
             const float* sinks, float* out, float* scratch) {
   const int64_t key_stride = padded(s.head_dim), value_stride = padded(s.value_dim);
-  float* queries = scratch;                          // (group, key_stride), zeros behind each
-  float* mixed = queries + s.group * key_stride;     // (group, value_stride)
-  float* scores = mixed + s.group * value_stride;    // (group, kBlockTokens)
-  float* largest = scores + s.group * kBlockTokens;  // (group,)
-  float* total = largest + s.group;                  // (group,)
+  float* queries = scratch;                        // (group, key_stride), zeros behind each
+  float* mixed = queries + s.group * key_stride;   // (group, value_stride)
+  float* scores = mixed + s.group * value_stride;  // (group, kBlockTokens)
   std::fill_n(queries, s.group * (key_stride + value_stride), 0.0f);
-  std::fill_n(largest, s.group, kNone);
-  std::fill_n(total, s.group, 0.0f);
   for (int64_t g = 0; g < s.group; g++) {
     for (int64_t d = 0; d < s.head_dim; d++) queries[g * key_stride + d] = query[g * s.head_dim + d] * s.scale;
   }
+  std::vector<Seen> seen(s.group);
   std::vector<float> shrinks(s.group);
-  const Ints order = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int64_t first = s.window ? std::max<int64_t>(0, length - s.window) : 0;
   for (int64_t block = first / kBlockTokens; block * kBlockTokens < length; block++) {
     const int64_t begin = std::max(first, block * kBlockTokens);
@@ -128,19 +113,10 @@ void attend(const Shape& s, const float* query, const T* keys, const T* values, 
       products<num>(s, queries + g * key_stride, keys + place * s.num_kv_heads * s.head_dim, count,
                     scores + g * kBlockTokens);
     });
-    const Ints is_there = order < static_cast<int32_t>(count);
+    const Ints is_there = kOrder < static_cast<int32_t>(count);
     for (int64_t g = 0; g < s.group; g++) {
       float* score = scores + g * kBlockTokens;
-      float peak = largest[g];
-      for (int64_t t = 0; t < count; t++) {
-        if (s.softcap) score[t] = std::tanh(score[t] / s.softcap) * s.softcap;
-        peak = std::max(peak, score[t]);
-      }
-      const Floats weights = is_there ? exp_of_negative(load(score) - peak) : Floats{};
-      store(score, weights);
-      shrinks[g] = std::exp(largest[g] - peak);
-      largest[g] = peak;
-      total[g] = total[g] * shrinks[g] + sum(weights);
+      store(score, seen[g].weigh(load(score), is_there, s.softcap, shrinks[g]));
     }
     in_parts(s.group, [&](int64_t g, auto num) {
       mix<num>(s, scores + g * kBlockTokens, shrinks.data() + g, values + place * s.num_kv_heads * s.value_dim, count,
@@ -148,13 +124,8 @@ void attend(const Shape& s, const float* query, const T* keys, const T* values, 
     });
   }
   for (int64_t g = 0; g < s.group; g++) {
-    float sum = total[g], shrink = 1.0f;
-    if (sinks) {
-      const float peak = std::max(largest[g], sinks[g]);
-      shrink = std::exp(largest[g] - peak);
-      sum = sum * shrink + std::exp(sinks[g] - peak);
-    }
-    for (int64_t d = 0; d < s.value_dim; d++) out[g * s.value_dim + d] = mixed[g * value_stride + d] * (shrink / sum);
+    const float scale = seen[g].scale(sinks ? sinks + g : nullptr);
+    for (int64_t d = 0; d < s.value_dim; d++) out[g * s.value_dim + d] = mixed[g * value_stride + d] * scale;
   }
 }
 
@@ -162,18 +133,8 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
                         const at::Tensor& tables, const at::Tensor& lengths, double scale, int64_t window,
                         double softcap, const std::optional<at::Tensor>& sinks) {
   const int64_t num_rows = query.size(0), num_heads = query.size(1);
-  Shape s;
-  s.num_kv_heads = keys.size(1);
-  s.group = num_heads / s.num_kv_heads;
-  s.head_dim = query.size(2);
-  s.value_dim = values.size(2);
-  s.max_blocks = tables.size(1);
-  s.window = window;
-  s.scale = static_cast<float>(scale);
-  s.softcap = static_cast<float>(softcap);
-  TORCH_CHECK(keys.is_contiguous() && values.is_contiguous() && tables.is_contiguous() && lengths.is_contiguous());
-  TORCH_CHECK(tables.scalar_type() == at::kInt && lengths.scalar_type() == at::kInt);
-  TORCH_CHECK(keys.scalar_type() == values.scalar_type() && keys.size(2) == s.head_dim);
+  const Shape s = shape_of(query, keys, values, tables, scale, window, softcap);
+  TORCH_CHECK(lengths.scalar_type() == at::kInt && lengths.is_contiguous());
   const at::Tensor wide = query.to(at::kFloat).contiguous();
   at::Tensor out = at::empty({num_rows, num_heads, s.value_dim}, wide.options());
   at::Tensor wide_sinks;
@@ -188,12 +149,13 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
   const int64_t num_tasks = num_rows * s.num_kv_heads;
   const int64_t work = num_seen * num_heads * (s.head_dim + s.value_dim) / std::max<int64_t>(1, num_tasks);
   const int64_t grain = std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, work));
-  const auto compute = [&](auto scalar) {
+  const int64_t scratch_size = s.group * (padded(s.head_dim) + padded(s.value_dim) + kBlockTokens);
+  with_type_of(keys, [&](auto scalar) {
     using T = decltype(scalar);
     const T* k = keys.const_data_ptr<T>();
     const T* v = values.const_data_ptr<T>();
     parallel(num_tasks, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(s.scratch());
+      std::vector<float> scratch(scratch_size);
       for (int64_t task = begin; task < end; task++) {
         const int64_t row = task / s.num_kv_heads, head = task % s.num_kv_heads;
         const int64_t at = row * num_heads + head * s.group;
@@ -201,15 +163,7 @@ at::Tensor paged_decode(const at::Tensor& query, const at::Tensor& keys, const a
                   length[row], sink ? sink + head * s.group : nullptr, o + at * s.value_dim, scratch.data());
       }
     });
-  };
-  if (keys.scalar_type() == at::kFloat) {
-    compute(float{});
-  } else if (keys.scalar_type() == at::kBFloat16) {
-    compute(at::BFloat16{});
-  } else {
-    TORCH_CHECK(keys.scalar_type() == at::kHalf, "paged_decode computes in float32, bfloat16 and float16");
-    compute(at::Half{});
-  }
+  });
   return out.to(query.scalar_type());
 }
 

@@ -1,5 +1,6 @@
 // Sixteen numbers at a time, in the compiler's own vector types: one register with AVX-512, two or four elsewhere.
-// What is summed is summed in an order that the source fixes, so that a row's result depends on that row alone.
+// What is summed is summed in an order that the source fixes, and rounded where the source says (`fma`; the compiler is
+// told to join nothing itself), so that a row's result depends on that row alone.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -18,6 +19,8 @@ constexpr int64_t kLanes = 16;
 
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
+
+constexpr Ints kOrder = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
@@ -70,6 +73,27 @@ inline Floats load(const T* from, int64_t count) {
   return load(whole);
 }
 
+inline Floats splat(float number) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_set1_ps(number);
+#else
+  Floats out;
+  for (int i = 0; i < kLanes; i++) out[i] = number;
+  return out;
+#endif
+}
+
+// a * b + c, rounded once.
+inline Floats fma(Floats a, Floats b, Floats c) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  Floats out;
+  for (int i = 0; i < kLanes; i++) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return out;
+#endif
+}
+
 inline void store(float* to, Floats from) { std::memcpy(to, &from, sizeof from); }
 
 inline float sum(Floats v) {
@@ -80,19 +104,29 @@ inline float sum(Floats v) {
   return two[0] + two[1];
 }
 
+inline float max(Floats v) {
+  const auto larger = [](auto a, auto b) { return a > b ? a : b; };
+  const auto eight = larger(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  const auto four = larger(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+                           __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+  const auto two = larger(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return two[0] > two[1] ? two[0] : two[1];
+}
+
 // e to the power of numbers of at most 0, within 2 units in the last place; below -87 it stays e^-87. The polynomial is
 // that of expf in Cephes.
 inline Floats exp_of_negative(Floats x) {
-  x = x < -87.0f ? Floats{} - 87.0f : x;
-  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  x = x < -87.0f ? splat(-87.0f) : x;
+  const Floats shifted = fma(x, splat(1.44269504088896341f), splat(12582912.0f));  // 1.5 * 2^23: rounds to a whole number
   const Floats whole = shifted - 12582912.0f;
-  x = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Floats y = x * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * x + 8.3334519073e-3f;
-  y = y * x + 4.1665795894e-2f;
-  y = y * x + 1.6666665459e-1f;
-  y = y * x + 5.0000001201e-1f;
-  y = y * x * x + x + 1.0f;
+  x = fma(whole, splat(2.12194440e-4f), fma(whole, splat(-0.693359375f), x));
+  Floats y = fma(x, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
+  y = fma(y, x, splat(8.3334519073e-3f));
+  y = fma(y, x, splat(4.1665795894e-2f));
+  y = fma(y, x, splat(1.6666665459e-1f));
+  y = fma(y, x, splat(5.0000001201e-1f));
+  y = fma(y, x * x, x) + 1.0f;
   const Ints exponent = __builtin_convertvector(whole, Ints) + 127;
   return y * reinterpret_cast<Floats>(exponent << 23);
 }
