@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ from tests.support.servers import (
 from worker import process
 from worker.settings import ROOT, Settings
 from worker.web.draining import DrainingWorker
-from worker.web.gthread_worker import MAX_LOADING_WATCHERS
+from worker.web.gthread_worker import MAX_LOADING_WATCHERS, EndstopThreadWorker
 
 pytestmark = pytest.mark.slow
 
@@ -563,6 +564,34 @@ def test_a_draining_worker_does_not_wait_for_connections_without_a_stream(monkey
         clock.now += 1
     with pytest.raises(SystemExit):
         worker.notify()
+
+
+def test_a_draining_worker_does_not_leave_in_the_middle_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a body may end, and be answered, in the moment in which it is no longer waited for."""
+    clock, worker = Clock(), idle_worker()
+    monkeypatch.setattr("worker.web.draining.time", clock)
+    worker.is_draining = True
+    for _ in range(5):
+        worker.notify()
+        clock.now += 1
+        worker.given_at = clock.now - 0.5
+    worker.notify()
+    clock.now += 1
+    with pytest.raises(SystemExit):
+        worker.notify()
+
+
+def test_a_worker_notes_when_it_gives_a_thread_a_request() -> None:
+    worker: Any = object.__new__(EndstopThreadWorker)
+    worker._forget = worker.handle = lambda conn: None
+    pool = ThreadPoolExecutor(1)
+    worker.method_queue = SimpleNamespace(defer=lambda *args: None)
+    began = time.monotonic()
+    try:
+        worker._give_thread(SimpleNamespace(), pool)
+    finally:
+        pool.shutdown()
+    assert began <= worker.given_at <= time.monotonic()
 
 
 def test_a_worker_that_is_out_of_time_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,14 +188,20 @@ _SIGNALS = [
     ),
     draining(
         "a drained worker does not wait for half a body",
-        "        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):\n",
+        "        if is_idle or self.is_out_of_time(elapsed_s):\n",
         "        if self.is_out_of_time(elapsed_s):\n",
         "test_a_draining_worker_does_not_wait_for_connections_without_a_stream",
     ),
     draining(
+        "a worker does not leave in the middle of an answer",
+        " and now - self.given_at > LINGER_S\n",
+        "\n",
+        "test_a_draining_worker_does_not_leave_in_the_middle_of_an_answer",
+    ),
+    draining(
         "a worker that is out of time leaves at once",
-        "        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):\n",
-        "        if now - self.drained_at > IDLE_S:\n",
+        "        if is_idle or self.is_out_of_time(elapsed_s):\n",
+        "        if is_idle:\n",
         "test_a_worker_that_is_out_of_time_leaves_at_once",
     ),
     draining(

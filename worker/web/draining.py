@@ -39,6 +39,8 @@ class DrainingWorker(Worker):  # type: ignore[misc]
     # Set with it: whether so many seconds are all that there is.
     is_out_of_time: Callable[[float], bool] = staticmethod(lambda elapsed_s: False)
     drained_at: float | None = None  # monotonic
+    # When a thread was last given a request, monotonic. It is answered within LINGER_S, or will be for long.
+    given_at = 0.0
     # How long a body may take, and how large it may be: set with it.
     body_timeout_s = 60.0
     max_body_bytes = 0
@@ -90,6 +92,7 @@ class DrainingWorker(Worker):  # type: ignore[misc]
         if self.drained_at is None:
             self.drained_at = now
             super().handle_exit(signal.SIGTERM, None)
-        if now - self.drained_at > IDLE_S or self.is_out_of_time(elapsed_s):
+        is_idle = now - self.drained_at > IDLE_S and now - self.given_at > LINGER_S
+        if is_idle or self.is_out_of_time(elapsed_s):
             # What is open is idle, sends half a body or does not read. gunicorn would wait for it until it is killed.
             sys.exit(0)

@@ -231,6 +231,7 @@ class EndstopThreadWorker(DrainingWorker, ThreadWorker):  # type: ignore[misc]
 
     def _give_thread(self, conn: Connection, pool: ThreadPoolExecutor, leave: Callable[[], None] = no_place) -> None:
         self._forget(conn)
+        self.given_at = time.monotonic()
         conn.leave = leave
         conn.head = None
         conn.data_ready = True
