@@ -55,7 +55,7 @@ def serve(port: int | None, model: str | None) -> None:
     default=2.0,
     help="How long a crowd of streams is watched, beside the limit; more than 12 shows whether keep-alives come.",
 )
-@click.option("--crowd", type=click.IntRange(min=2), default=32, help="How many streams the crowd has.")
+@click.option("--crowd", type=click.IntRange(min=2), default=64, help="How many streams the crowd has.")
 @click.option("--only", help="Names of checks, separated by commas.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("--list", "is_list", is_flag=True, help="Print the checks and stop.")

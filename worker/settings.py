@@ -6,6 +6,7 @@ Heroku-style platform sets them: `PORT`, and `WEB_CONCURRENCY`, which must be 1.
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -25,12 +26,16 @@ def _setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
+    pattern: str = "",
     env: str = "",
 ) -> Any:
-    return field(
-        default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "env": env},
-    )
+    """A field.
+
+    Args:
+        pattern: A regular expression for the whole value, if it is one of `choices` only in form.
+    """
+    limits = {"minimum": minimum, "maximum": maximum, "choices": choices, "pattern": pattern}
+    return field(default=default, metadata={"help": help, "env": env, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,12 @@ class Settings:
     # What is served
     model: str = _setting(str(EMBEDDED_MODEL), "model folder or hub id")
     served_model_name: str = _setting("", "name of the model on the wire; empty: the last part of `model`")
-    device: str = _setting("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    device: str = _setting(
+        "auto",
+        "where the model runs",
+        choices=("auto", "cuda", "cuda:0, cuda:1 ...", "cpu"),
+        pattern=r"auto|cpu|cuda(:\d{1,3})?",
+    )
     # auto: the checkpoint's own type, but float32 for a model below 256 MiB on a CPU, where 16 bits save nothing.
     dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
     # auto: one thread for a small model. Its ops are too short to share, and on a busy machine two threads that wait
@@ -180,7 +190,9 @@ def _parse(setting: "Field[Any]", text: str) -> Any:
             raise ValueError
     except ValueError:
         raise ValueError(f"not a {'whole number' if kind is int else 'number'}") from None
-    if metadata["choices"] and value not in metadata["choices"]:
+    pattern = metadata["pattern"]
+    is_one = re.fullmatch(pattern, value) if pattern else value in metadata["choices"]
+    if metadata["choices"] and not is_one:
         raise ValueError(f"must be one of {', '.join(metadata['choices'])}")
     if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
         raise ValueError(f"must be at least {metadata['minimum']}")

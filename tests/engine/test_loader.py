@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
-from worker.engine.loader import LoadedModel, LoadingProgress, load
+from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, load
 from worker.engine.model_runner import FallbackRunner, PackedRunner
 from worker.errors import ModelLoadError
 from worker.settings import Settings
@@ -206,6 +206,34 @@ def test_weights_that_lack_a_layer(folder: Path) -> None:
     weights = {name: w for name, w in load_file(path).items() if ".layers.1." not in name}
     save_file(weights, path, metadata={"format": "pt"})
     assert "layers.1" in reason(folder)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_devices", "device"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_which_device_is_chosen(monkeypatch: pytest.MonkeyPatch, wanted: str, num_devices: int, device: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_devices > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_devices)
+    assert _choose_device(wanted) == device
+
+
+@pytest.mark.parametrize(
+    ("wanted", "num_devices", "reason"), [("cuda:2", 2, "sees 2 of them, counted from 0"), ("cuda", 0, "sees no CUDA")]
+)
+def test_a_device_beyond_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, num_devices: int, reason: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_devices > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_devices)
+    with pytest.raises(ModelLoadError, match=f"ENDSTOP_DEVICE={wanted}, but torch {reason}"):
+        _choose_device(wanted)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

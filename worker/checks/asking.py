@@ -36,7 +36,7 @@ class Limits:
     """
 
     check_s: float = 30.0
-    crowd: int = 32
+    crowd: int = 64
     watch_s: float = 2.0
     freed_s: float = 2.0
     stopped_s: float = 2.0

@@ -638,8 +638,8 @@ class Engine:
             self._record(outcome)
 
     def _vram_bytes(self) -> int:
-        has_vram = self._model is not None and self._model.device == "cuda"
-        return torch.cuda.memory_allocated() if has_vram else 0
+        device = self._model.device if self._model is not None else ""
+        return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
     def _end_everyone(self, error: GenerationFailed) -> None:
         self._take_inbox()

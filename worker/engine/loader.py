@@ -184,11 +184,19 @@ def _find(settings: Settings) -> str:
 
 
 def _choose_device(wanted: str) -> str:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError("ENDSTOP_DEVICE=cuda, but torch sees no CUDA device; use cpu or auto")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
+    """Where the model runs: `cpu`, or `cuda:` and a number.
+
+    Raises:
+        ModelLoadError: There is no such device.
+    """
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not num_devices):
+        return "cpu"
+    index = int(wanted.partition(":")[2] or 0)
+    if index < num_devices:
+        return f"cuda:{index}"
+    seen = f"sees {num_devices} of them, counted from 0" if num_devices else "sees no CUDA device"
+    raise ModelLoadError(f"ENDSTOP_DEVICE={wanted}, but torch {seen}; use another, cpu or auto")
 
 
 def _load_weights(source: str, settings: Settings, device: str, report: Report) -> Any:
