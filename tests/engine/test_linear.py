@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +103,21 @@ def test_a_row_is_the_same_to_the_bit_whoever_is_beside_it(dtype: torch.dtype, i
                 for num_rows in NUM_ROWS:
                     together = kernels.linear(x[:num_rows], weight, scales, bias, is_exact=True)
                     assert torch.equal(together, alone[:num_rows])
+
+
+@needs_native
+def test_who_computes_beside_another_gets_no_helper_and_the_same_result() -> None:
+    weight, _, _ = weights(576, 192, torch.bfloat16, is_int8=False)
+    inputs = [torch.randn(3, 576).bfloat16() for _ in range(8)]
+    expected = [kernels.linear(x, weight, None, None, is_exact=True) for x in inputs]
+    kernels.set_threads(3)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(50):
+                found = pool.map(lambda x: kernels.linear(x, weight, None, None, is_exact=True), inputs)
+                assert all(map(torch.equal, found, expected))
+    finally:
+        kernels.set_threads(0)
 
 
 @needs_native

@@ -18,7 +18,7 @@ _HEADERS = sorted(_HERE.glob("*.h"))
 # Not -ffast-math: it links code that switches subnormal numbers off for the whole process. Nor may sums be reordered,
 # nor products joined with them: the sources say how, so that it is the same for one row and for many.
 _MATH = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-_FLAGS = ("-std=c++20", "-O3", "-march=native", *_MATH, "-fopenmp", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++20", "-O3", "-march=native", *_MATH, "-fPIC", "-shared", "-w")
 BUILD_LIMIT_S = 300
 
 

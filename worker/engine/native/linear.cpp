@@ -150,7 +150,7 @@ void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_strid
   const int64_t whole = k_size / Kernel::kStep * Kernel::kStep;
   parallel(num_panels, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(std::min(num_rows, kRowsInCache) * kPanel);
-    std::vector<W> last(kOutputs * k_size);  // of the whole matrix, if its outputs are no multiple of kOutputs
+    std::vector<W> last;  // of the whole matrix, if its outputs are no multiple of kOutputs
     std::vector<Weight> tail(kOutputs * Kernel::kStep), widened(is_widened ? kOutputs * x_stride : 0);
     for (int64_t panel = begin; panel < end; panel++) {
       const int64_t first = panel * kPanel, num = std::min(kPanel, num_outputs - first);
@@ -159,7 +159,8 @@ void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_strid
         for (int64_t n = 0; n < num; n += kOutputs) {
           const W* weights = w + (first + n) * k_size;
           if (num - n < kOutputs) {
-            std::fill(std::copy_n(weights, (num - n) * k_size, last.begin()), last.end(), W(0));
+            last.assign(weights, weights + (num - n) * k_size);
+            last.resize(kOutputs * k_size);
             weights = last.data();
           }
           float* to = sums.data() + n;

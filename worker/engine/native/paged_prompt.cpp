@@ -156,11 +156,10 @@ at::Tensor paged_prompt(const at::Tensor& query, const at::Tensor& keys, const a
     using T = decltype(scalar);
     const T* k = keys.const_data_ptr<T>();
     const T* v = values.const_data_ptr<T>();
-    std::atomic<int64_t> next{0};  // later tiles see more, so that equal shares would not be equal work
     const int64_t num_tasks = static_cast<int64_t>(tiles.size()) * s.num_kv_heads;
-    parallel(num_tasks, 1, [&](int64_t, int64_t) {
+    parallel(num_tasks, 1, [&](int64_t begin, int64_t end) {
       Scratch scratch(s, tile_tokens);
-      for (int64_t task = next++; task < num_tasks; task = next++) {
+      for (int64_t task = begin; task < end; task++) {
         const auto& [token, tile] = tiles[task / s.num_kv_heads];
         const int64_t head = task % s.num_kv_heads, at = token * s.num_heads + head * s.group;
         attend<T>(s, tile, q + at * s.head_dim, k + head * s.head_dim, v + head * s.value_dim,
