@@ -53,8 +53,7 @@ class Settings:
     )
     # auto: the checkpoint's own type, but float32 for a model below 256 MiB on a CPU, where 16 bits save nothing.
     dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
-    # auto: one thread for a small model. Its ops are too short to share, and on a busy machine two threads that wait
-    # for each other at the end of each made a step of 3 ms take 200.
+    # One thread for a small model: its operators are too short to share.
     cpu_threads: int = _setting(
         0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0
     )
