@@ -34,7 +34,7 @@ using at::Half;
 constexpr int kOutputs = 4;           // that a tile computes together
 constexpr int64_t kPanel = 32;        // outputs that one thread computes for all rows, before it takes the next ones
 constexpr int64_t kRowsInCache = 48;  // rows of x that are multiplied with a panel while they are in the L2 cache
-constexpr int64_t kFewRows = 64;
+constexpr int64_t kFewRows = kHasManyRegisters ? 64 : 4;
 constexpr int64_t kWorkPerThread = 1 << 16;  // multiplications; with fewer the threads would wait longer than they work
 
 // How products are summed: in float32, sixteen at a time. For every type of weight.
@@ -113,10 +113,12 @@ void tiles(const typename Kernel::Input* x, int64_t num_rows, int64_t x_stride, 
     tile<Kernel, decltype(rows)::value>(x + m * x_stride, x_stride, w, k_size, tail, out + m * kPanel);
     m += decltype(rows)::value;
   };
-  while (num_rows - m >= 6) run(std::integral_constant<int, 6>{});
-  if (num_rows - m >= 4) run(std::integral_constant<int, 4>{});
-  if (num_rows - m >= 2) run(std::integral_constant<int, 2>{});
-  if (num_rows - m >= 1) run(std::integral_constant<int, 1>{});
+  if constexpr (kHasManyRegisters) {
+    while (num_rows - m >= 6) run(std::integral_constant<int, 6>{});
+    if (num_rows - m >= 4) run(std::integral_constant<int, 4>{});
+    if (num_rows - m >= 2) run(std::integral_constant<int, 2>{});
+  }
+  while (num_rows - m >= 1) run(std::integral_constant<int, 1>{});
 }
 
 inline void narrow(const float* from, float* to, int64_t size) { std::copy_n(from, size, to); }
@@ -213,10 +215,13 @@ void call(const at::Tensor& x, const at::Tensor& weight, const float* scales, co
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales,
                   const std::optional<at::Tensor>& bias, bool is_exact) {
-  // With many rows the time is that of multiplying, and in this type torch's own is faster.
   if (x.numel() == 0 || weight.numel() == 0) return at::linear(x, weight.to(x.scalar_type()), bias);
+  // With many rows the time is that of multiplying, and torch's own is faster: with AVX-512 in bfloat16 only.
   const bool is_many = x.numel() > kFewRows * x.size(-1);
-  if (is_many && !is_exact && weight.scalar_type() == at::kBFloat16) return at::linear(x, weight, bias);
+  if (is_many && !is_exact && (!kHasManyRegisters || weight.scalar_type() == at::kBFloat16)) {
+    if (!scales) return at::linear(x, weight, bias);
+    return at::linear(x, weight.to(x.scalar_type()) * scales->to(x.scalar_type()).unsqueeze(1), bias);
+  }
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && x.size(-1) == weight.size(1));
   TORCH_CHECK(scales.has_value() == (weight.scalar_type() == at::kChar));
   TORCH_CHECK(scales || weight.scalar_type() == x.scalar_type());

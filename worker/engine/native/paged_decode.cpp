@@ -113,7 +113,7 @@ void attend(const Shape& s, const float* query, const T* keys, const T* values, 
       products<num>(s, queries + g * key_stride, keys + place * s.num_kv_heads * s.head_dim, count,
                     scores + g * kBlockTokens);
     });
-    const Ints is_there = kOrder < static_cast<int32_t>(count);
+    const Ints is_there = order() < static_cast<int32_t>(count);
     for (int64_t g = 0; g < s.group; g++) {
       float* score = scores + g * kBlockTokens;
       store(score, seen[g].weigh(load(score), is_there, s.softcap, shrinks[g]));

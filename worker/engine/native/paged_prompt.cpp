@@ -20,7 +20,7 @@ namespace {
 
 using namespace endstop;
 
-constexpr int kTogether = 8;    // queries that use a key or value while it is in a register
+constexpr int kTogether = kHasManyRegisters ? 8 : 4;  // queries that use a key or value while it is in a register
 constexpr int64_t kQueries = 96;  // of one head of keys, that are computed together: they stay in the L2 cache
 
 // Some tokens of a prompt: the queries of all heads that share a key.
@@ -69,9 +69,9 @@ inline void look(const Shape& s, Scratch& scratch, int64_t at, const int64_t* po
   }
   float weights[num][kBlockTokens], shrinks[num];
   for (int q = 0; q < num; q++) {
-    const auto order = kOrder + static_cast<int32_t>(begin);
-    Ints is_there = order <= static_cast<int32_t>(positions[q]);
-    if (s.window) is_there &= order > static_cast<int32_t>(positions[q] - s.window);
+    const Ints keys = order() + static_cast<int32_t>(begin);
+    Ints is_there = keys <= static_cast<int32_t>(positions[q]);
+    if (s.window) is_there = is_there & (keys > static_cast<int32_t>(positions[q] - s.window));
     store(weights[q], scratch.seen[at + q].weigh(scores[q], is_there, s.softcap, shrinks[q]));
   }
   const int64_t stride = padded(s.value_dim);

@@ -58,10 +58,13 @@ struct Seen {
   // before have to shrink by. "Online normalizer calculation for softmax", arXiv:1805.02867.
   inline Floats weigh(Floats scores, Ints is_there, float softcap, float& shrink) {
     if (softcap) {
-      for (int t = 0; t < kLanes; t++) scores[t] = std::tanh(scores[t] / softcap) * softcap;
+      float each[kLanes];
+      store(each, scores);
+      for (float& one : each) one = std::tanh(one / softcap) * softcap;
+      scores = load(each);
     }
-    const float peak = std::max(largest, max(is_there ? scores : splat(kNone)));
-    const Floats weights = is_there ? exp_of_negative(scores - peak) : Floats{};
+    const float peak = std::max(largest, max(select(is_there, scores, splat(kNone))));
+    const Floats weights = select(is_there, exp_of_negative(scores - peak), splat(0.0f));
     shrink = peak == largest ? 1.0f : std::exp(largest - peak);
     largest = peak;
     total = total * shrink + sum(weights);
