@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutations.mutation import Mutation, Stale
-from tests.mutations.report import summary_of, table_of, write_between_markers
+from tests.mutations.report import known_rows, merged_table, summary_of, table_of, write_between_markers
 from tests.mutations.runner import ROOT, NoVerdict, Verdict, judge, judge_whole
 from tests.mutations.table import MUTATIONS
 
@@ -24,12 +24,17 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="only guards whose name or file has these words")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default 2)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this document")
+    parser.add_argument("--missing", action="store_true", help="with --write: only guards that it has no row of")
     arguments = parser.parse_args()
     chosen = [m for m in MUTATIONS if arguments.only in m.guard or arguments.only in m.file]
     if not chosen:
         parser.error(f"no guard has the words {arguments.only!r}")
     if arguments.write and arguments.only:
         parser.error("--write is for the whole table")
+    if arguments.missing and not arguments.write:
+        parser.error("--missing needs --write")
+    known = known_rows(arguments.write, MUTATIONS) if arguments.missing else {}
+    chosen = [m for m in chosen if m.guard not in known]
     began = time.monotonic()
     try:
         for mutation in chosen:
@@ -41,11 +46,11 @@ def main() -> int:
     except (Stale, NoVerdict) as error:
         _say(str(error))
         return 1
-    table = f"{summary_of(results)}\n\n{table_of(results, ROOT)}"
     if arguments.write:
-        write_between_markers(arguments.write, table)
+        table = merged_table(MUTATIONS, known, results, ROOT)
+        write_between_markers(arguments.write, f"{summary_of(results, len(known))}\n\n{table}")
     else:
-        print(table)
+        print(f"{summary_of(results)}\n\n{table_of(results, ROOT)}")
     _say(f"{summary_of(results)} {time.monotonic() - began:.0f} s")
     return int(any(not verdict.red for _, verdict in results))
 

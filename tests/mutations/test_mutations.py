@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations.mutation import Mutation, Stale
-from tests.mutations.report import BEGIN, END, table_of, write_between_markers
+from tests.mutations.report import BEGIN, END, known_rows, merged_table, table_of, write_between_markers
 from tests.mutations.runner import ROOT, Verdict, _first_red
 from tests.mutations.table import MUTATIONS
 
@@ -77,6 +77,23 @@ def test_the_report_names_the_test_and_replaces_the_old_one(tmp_path: Path) -> N
     document.write_text(f"{BEGIN}\n")
     with pytest.raises(ValueError, match="one"):
         write_between_markers(document, table)
+
+
+def test_rows_of_a_run_before_are_kept_but_for_guards_that_survived(tmp_path: Path) -> None:
+    red, alive = Verdict("tests/test_a.py::test_it", "it is red", 1.0), Verdict("", "", 1.0)
+    first, second, third = MUTATIONS[:3]
+    document = tmp_path / "doc.md"
+    document.write_text(f"{BEGIN}{END}")
+    write_between_markers(document, table_of([(first, red), (second, alive)], ROOT))
+    known = known_rows(document, [first, second, third])
+    assert list(known) == [first.guard]
+    later = Verdict("tests/test_b.py::test_that", "it is red", 1.0)
+    table = merged_table([third, first, second], known, [(second, later), (third, later)], ROOT)
+    assert [line.rpartition("`: `")[2] for line in table.splitlines()[2:]] == [
+        "test_that` |",
+        "test_it` |",
+        "test_that` |",
+    ]
 
 
 @pytest.mark.parametrize(
