@@ -125,15 +125,14 @@ def test_nobody_is_ended_from_outside_when_the_step_is_over_meanwhile() -> None:
 
 
 def test_a_short_step_is_left_to_the_generation_thread() -> None:
-    with bench(max_slots=1) as b:
-        b.gate.hold()
-        reply = b.submit([3], replace(PATIENT, total_s=0.0), max_tokens=9)
-        b.gate.wait_until_held()
-        b.engine.stamp = Stamp(Phase.FORWARD, float("inf"))
-        b.engine.end_overdue()
-        assert b.engine.num_open == 1
-        b.gate.open()
-        assert stop_reason(reply) is StopReason.MAX_TOKENS
+    engine, _ = idle_engine()
+    reply = new_sequence([3], replace(PATIENT, total_s=-1))
+    engine.submit(reply.sequence)
+    engine.stamp = Stamp(Phase.FORWARD, float("inf"))
+    engine.end_overdue()
+    assert engine.num_open == 1
+    engine.end_now()
+    assert ending_of(reply) == "SHUTTING_DOWN"
 
 
 def test_a_step_of_many_tokens_is_stuck_at_the_latest_when_nobody_may_wait_for_it() -> None:

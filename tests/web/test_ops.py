@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,4 +102,12 @@ def test_the_progress_of_a_load_ends_when_the_server_stops(monkeypatch: pytest.M
     engine: Any = Engine()
     first, done = itertools.islice(ops._progress(engine, keep_alive_s=0.0), 2)
     assert json.loads(first.removeprefix(b"data: ")) == {"state": "DRAINING", "reason": SHUTTING_DOWN}
+    assert done == DONE
+
+
+@pytest.mark.parametrize("state", ["DEAD", "DRAINING"])
+def test_a_load_that_came_to_nothing_is_not_said_to_be_whole(state: str) -> None:
+    engine: Any = SimpleNamespace(state=EngineState(state), reason="why")
+    first, done = ops._progress(engine, keep_alive_s=0.0)
+    assert json.loads(first.removeprefix(b"data: ")) == {"state": state, "reason": "why"}
     assert done == DONE

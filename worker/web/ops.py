@@ -68,6 +68,7 @@ def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
     elif engine.state is EngineState.LOADING:
         yield encode_data({"state": EngineState.DRAINING.value, "reason": SHUTTING_DOWN})
     else:
-        reason = {"reason": engine.reason} if engine.reason else {}
-        yield encode_data({"state": engine.state.value, "fraction": 1.0} | reason)
+        is_loaded = engine.state is EngineState.READY
+        how = {"fraction": 1.0} if is_loaded else {"reason": engine.reason}
+        yield encode_data({"state": engine.state.value} | how)
     yield DONE
