@@ -19,7 +19,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.engine.sampler import _DRAWS, SampledTokens, sample
+from worker.engine.sampler import (
+    _DRAWS,
+    NUM_LIKELIEST,
+    SampledTokens,
+    _draw_filtered,
+    _draw_sorted,
+    _invert,
+    _scale,
+    sample,
+)
 from worker.errors import InferenceFailed
 from worker.request import SamplingParams
 
@@ -143,6 +152,52 @@ def test_the_distribution_is_that_of_transformers(
     got = shares(logits, chosen, 1000, prompt_ids=prompt_ids, output_counts=outputs)
     assert (got - expected).abs().max() < 2.5e-3
     assert bool(((got == 0) | (expected > 0)).all()), "drew a token that was filtered out"
+
+
+LARGE = 3000
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"top_k": 1},
+        {"top_k": 50, "top_p": 0.9},
+        {"top_k": NUM_LIKELIEST},
+        {"top_k": NUM_LIKELIEST + 1},
+        {"top_k": 10 * LARGE},
+        {"top_p": 0.3},
+        {"top_p": 0.95},
+        {"top_p": 0.999, "min_p": 0.02},
+        {"min_p": 0.2},
+        {"min_p": 0.9999},
+    ],
+)
+def test_to_look_at_the_likeliest_first_changes_no_draw(chosen: dict[str, Any], spread: float) -> None:
+    """Many tokens are equal in 16 bits, the last of the likeliest too; a flat distribution has more that count."""
+    torch.manual_seed(0)
+    logits = (torch.randn(200, LARGE) * spread).bfloat16().float()
+    all_params = [params(**chosen)] * len(logits)
+    points = torch.rand(len(logits), dtype=torch.float64).tolist()
+    scaled = _scale(logits, all_params)
+    expected, _ = _draw_sorted(scaled, all_params, points, scaled.exp().sum(dim=-1, keepdim=True))
+    assert torch.equal(_draw_filtered(logits, all_params, points), expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 255, 256, 257, LARGE])
+def test_a_point_is_found_in_the_part_that_holds_it(num_tokens: int) -> None:
+    torch.manual_seed(0)
+    weights = torch.rand(4, num_tokens) * (torch.rand(4, num_tokens) < 0.3)
+    weights[:, num_tokens // 2] = 1.0
+    cumulative = weights.double().cumsum(-1)
+    for point in [0.0, *torch.rand(300, dtype=torch.float64).tolist(), 1 - 2**-53]:
+        chosen = _invert(weights, torch.full((4, 1), point, dtype=torch.float64))
+        assert (weights.gather(1, chosen[:, None]) > 0).all(), "a token without weight"
+        at = point * cumulative[:, -1]
+        end = cumulative.gather(1, chosen[:, None])[:, 0]
+        begin = end - weights.gather(1, chosen[:, None])[:, 0].double()
+        assert (begin - 1e-9 <= at).all()
+        assert (at <= end + 1e-9).all()
 
 
 def test_top_k_keeps_exactly_k_among_equals() -> None:

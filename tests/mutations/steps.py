@@ -174,6 +174,12 @@ _SCHEDULING = [
 
 _SAMPLING = [
     sampler(
+        "a row of which the likeliest tokens may not be all is drawn from all",
+        "        if is_certain:\n",
+        "        if True:\n",
+        "test_to_look_at_the_likeliest_first_changes_no_draw[chosen6-0.01]",
+    ),
+    sampler(
         "a device that is lost while drawing is no fault of a row",
         """\
     if isinstance(error, torch.AcceleratorError):

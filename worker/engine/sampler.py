@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.memory import is_out_of_memory
 from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
 from worker.request import SamplingParams
+
+# How many of the likeliest tokens are looked at first.
+NUM_LIKELIEST = 256
+# How many tokens of a vocabulary are added up together.
+PART_TOKENS = 256
 
 
 class SamplingRow(Protocol):
@@ -79,7 +85,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         for part in pending:  # grows while it is walked
             params = [rows[i].params for i in part]
             try:
-                drawn = _DRAWS[name](logits[part], params, [points[i] for i in part]).tolist()
+                chosen = logits if len(part) == len(rows) else logits[part]
+                drawn = _DRAWS[name](chosen, params, [points[i] for i in part]).tolist()
             except Exception as error:
                 if len(part) > 1:  # whose fault is it? Draw each alone
                     pending += [[i] for i in part]
@@ -142,26 +149,60 @@ def _draw_greedy(logits: Tensor, params: list[SamplingParams], points: list[floa
 
 def _draw_plain(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
     """Draw from the whole distribution. Shapes: (n, vocab), n, n -> (n,)."""
-    return _invert(_scale(logits, params).softmax(dim=-1), _column(points, logits, torch.float64))
+    return _invert(_scale(logits, params).exp(), _column(points, logits, torch.float64))
 
 
 def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
+    """Draw after top_k, top_p and min_p. Shapes: (n, vocab), n, n -> (n,).
+
+    On a CPU to sort a vocabulary takes longer than to compute a step, and hardly a filter leaves as many tokens as are
+    looked at here. So the likeliest are taken out first, and all are sorted only for rows where those may not be all.
+    """
+    scaled = _scale(logits, params)
+    totals = scaled.exp().sum(dim=-1, keepdim=True)
+    if logits.device.type != "cpu" or logits.shape[-1] <= NUM_LIKELIEST:
+        return _draw_sorted(scaled, params, points, totals)[0]
+    least = scaled.topk(NUM_LIKELIEST, dim=-1, sorted=False).values.amin(dim=-1).tolist()
+    drawn = []
+    for i in range(len(params)):
+        # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
+        likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
+        row = slice(i, i + 1)
+        chosen, is_certain = _draw_sorted(scaled[row, likeliest], params[row], points[row], totals[row])
+        if is_certain:
+            drawn.append(likeliest[chosen])
+        else:
+            drawn.append(_draw_sorted(scaled[row], params[row], points[row], totals[row])[0])
+    return torch.cat(drawn)
+
+
+def _draw_sorted(
+    scaled: Tensor, params: list[SamplingParams], points: list[float], totals: Tensor
+) -> tuple[Tensor, bool]:
     """Draw after top_k, top_p and min_p, in this order, each on what the one before has left.
 
     Source: the order of transformers' logits processors; nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082.
+
+    Args:
+        scaled: (n, m) logits of the whole vocabulary, or of its likeliest tokens; the largest of each row is 0.
+        totals: (n, 1), the sum of the weights of the whole vocabulary.
+
+    Returns:
+        (n,) indices, and whether tokens less likely than those here could change nothing.
     """
     # stable: among equal logits the lower id goes first, whatever the batch
-    logits, ids = _scale(logits, params).sort(dim=-1, descending=True, stable=True)
-    vocab_size = logits.shape[-1]
-    rank = torch.arange(vocab_size, device=logits.device)
-    top_k = _column([min(p.top_k or vocab_size, vocab_size) for p in params], logits, torch.int64)
-    probs = logits.masked_fill(rank >= top_k, float("-inf")).softmax(dim=-1)
+    scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(scaled.shape[-1], device=scaled.device)
+    top_k = _column([p.top_k or torch.iinfo(torch.int64).max for p in params], scaled, torch.int64)
+    weights = scaled.exp().masked_fill(rank >= top_k, 0.0)
+    probs = weights / torch.where(top_k <= len(rank), weights.sum(dim=-1, keepdim=True), totals)
     before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
     # The first token always stays: nothing is before it, and its share is the largest.
-    keep = before < _column([p.top_p for p in params], logits, torch.float64)
-    keep &= probs >= probs[:, :1] * _column([p.min_p for p in params], logits)
-    chosen = _invert(probs * keep, _column(points, logits, torch.float64))
-    return ids.gather(-1, chosen[:, None])[:, 0]
+    keep = before < _column([p.top_p for p in params], scaled, torch.float64)
+    keep &= probs >= probs[:, :1] * _column([p.min_p for p in params], scaled)
+    chosen = _invert(probs * keep, _column(points, scaled, torch.float64))
+    is_certain = bool(((top_k <= len(rank)) | ~keep[:, -1:]).all())
+    return ids.gather(-1, chosen[:, None])[:, 0], is_certain
 
 
 _DRAWS = {"greedy": _draw_greedy, "plain": _draw_plain, "filtered": _draw_filtered}
@@ -175,10 +216,20 @@ def _scale(logits: Tensor, params: list[SamplingParams]) -> Tensor:
 def _invert(weights: Tensor, points: Tensor) -> Tensor:
     """The index whose share of the cumulative weights holds each point of [0, 1). Weights need not sum to 1.
 
-    In float64: over 150,000 tokens a float32 sum loses the small probabilities.
+    In float64: over 150,000 tokens a float32 sum loses the small probabilities. First the part, then the token in it:
+    to add up all in float64 took as long as a step.
     """
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    # Strictly below the total, or rounding could step past the last token that has any weight.
-    at = torch.minimum(points * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, at, right=True)[:, 0]
+    num_rows, num_tokens = weights.shape
+    parts = F.pad(weights, (0, -num_tokens % PART_TOKENS)).view(num_rows, -1, PART_TOKENS)
+    ends = parts.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    at = _below(points * ends[:, -1:], ends[:, -1:])
+    part = torch.searchsorted(ends, at, right=True)
+    begin = torch.where(part > 0, ends.gather(-1, (part - 1).clamp(min=0)), 0.0)
+    inside = parts[torch.arange(num_rows, device=weights.device), part[:, 0]].cumsum(dim=-1, dtype=torch.float64)
+    token = torch.searchsorted(inside, _below(at - begin, inside[:, -1:]), right=True)
+    return (part * PART_TOKENS + token)[:, 0]
+
+
+def _below(at: Tensor, total: Tensor) -> Tensor:
+    """The same, but strictly below the total: rounding could step past the last token that has any weight."""
+    return torch.minimum(at, torch.nextafter(total, torch.zeros_like(total)))
