@@ -311,3 +311,12 @@ def test_a_model_that_cannot_be_exact_is_refused(
     monkeypatch.setattr(kernels, "IS_NATIVE", is_native)
     with pytest.raises(ModelLoadError, match=f"ENDSTOP_DETERMINISTIC=1 is not possible .*{reason}"):
         _load(save_random_model(tmp_path, family), ENDSTOP_DETERMINISTIC="1")
+
+
+def test_who_runs_without_the_kernels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_random_model(tmp_path)
+    monkeypatch.setattr(kernels, "IS_NATIVE", False)
+    assert "python -m worker.engine.native" in _load(folder).description
+    monkeypatch.setattr(kernels, "IS_NATIVE", True)
+    if IS_NATIVE:
+        assert "python -m worker.engine.native" not in _load(folder).description

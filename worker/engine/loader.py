@@ -136,6 +136,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context)}"
     else:
         description += f"; row by row, without batching ({fallback_reason})"
+    if device == "cpu" and not kernels.IS_NATIVE:
+        description += "; without native kernels, which take half the time (python -m worker.engine.native)"
     return LoadedModel(
         runner,
         tokenizer,
