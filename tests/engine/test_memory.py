@@ -57,6 +57,7 @@ def test_a_container_that_is_over_its_limit_has_nothing_left(container: Path) ->
         (torch.OutOfMemoryError("no memory"), True),
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."), True),
+        (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("shapes"), False),
         (ValueError("can't allocate memory"), False),
     ],

@@ -11,10 +11,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 _REMEMBERED = ("active_file ", "inactive_file ")
 
 
+# What torch's allocator for CPUs says, and what comes of a failed allocation in a kernel.
+_NATIVE_WORDS = ("can't allocate memory", "std::bad_alloc")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation failed. torch's allocator for CPUs has no class of its own for it."""
-    is_cpu_allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return is_cpu_allocator or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    """Whether an error means that an allocation failed. torch has no class of its own for it on a CPU."""
+    is_native = isinstance(error, RuntimeError) and any(words in str(error) for words in _NATIVE_WORDS)
+    return is_native or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def cache_bytes(wanted_mb: int, device: str) -> int:
