@@ -56,6 +56,7 @@ class Exchange:
         self.closed_at: float | None = None
         self.left_at: float | None = None  # when we said that we want no more, with the answer not over
         self.longest_silence_s = 0.0
+        self.longest_idle_s = 0.0
 
     # ---- what a client does
 
@@ -101,9 +102,12 @@ class Exchange:
                 await self.idle(pause_s)
 
     async def idle(self, seconds: float) -> None:
-        """Read nothing for a while. It does not count as the server's silence."""
+        """Read nothing for a while, or longer if this process is busy. It does not count as the server's silence."""
+        began_at = time.monotonic()
         await asyncio.sleep(seconds)
-        self.last_byte_at += seconds
+        took_s = time.monotonic() - began_at
+        self.last_byte_at += took_s
+        self.longest_idle_s = max(self.longest_idle_s, took_s)
 
     def half_close(self) -> None:
         """Say that nothing more will be sent. The server takes it for a leave."""

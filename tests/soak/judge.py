@@ -18,6 +18,7 @@ from tests.soak.server import (
     SLOW_CONSUMER_S,
     TOKEN_TIMEOUT_S,
     TOTAL_TIMEOUT_S,
+    WRITE_LIMIT_S,
 )
 
 Finding = tuple["Kind", str]
@@ -60,6 +61,7 @@ class Circumstances:
         was_replaced: The process was told to end, or died, meanwhile.
         is_cancelled: Its client cancelled it, or left it for others to read.
         is_slow: Its client did not read for a while.
+        idle_s: How long it did not read at the longest. A connection with a write that takes too long is cut.
         is_half_closed: Its client closed its sending half: the server takes it for a leave, and cuts.
         age_s: From before it was asked for until after its end: no limit of the server's has lasted longer.
         num_at_cancel: How many tokens it had when a DELETE was answered, and it had not ended. None: there was none.
@@ -69,6 +71,7 @@ class Circumstances:
     was_replaced: bool = False
     is_cancelled: bool = False
     is_slow: bool = False
+    idle_s: float = 0.0
     is_half_closed: bool = False
     age_s: float = 0.0
     num_at_cancel: int | None = None
@@ -189,16 +192,21 @@ class _Stream:
         """One terminal, [DONE], the end of the body, or a good reason."""
         if self._ending is Ending.HUNG:
             yield Kind.HANG, f"nothing came any more behind {self._events[-1:]}"
-        elif self._ending is Ending.CUT and not (self._around.was_killed or self._around.is_half_closed):
+        elif self._ending is Ending.CUT and not self._may_be_cut():
             if self._terminals:
                 yield Kind.CUT, "the body was cut behind its terminal event"
             else:
-                yield Kind.MISSING_TERMINAL, f"the connection was cut behind {self._events[-1:]}"
+                idle = f"; nothing was read for {self._around.idle_s:.2f} s at the longest"
+                yield Kind.MISSING_TERMINAL, f"the connection was cut behind {self._events[-1:]}{idle}"
         elif self._ending is Ending.COMPLETE:
             if not self._terminals:
                 yield Kind.MISSING_TERMINAL, f"the body ended well behind {self._events[-1:]}"
             if not self._frames or self._frames[-1].payload is not None:
                 yield Kind.CONTRACT, "the last event is not [DONE]"
+
+    def _may_be_cut(self) -> bool:
+        around = self._around
+        return around.was_killed or around.is_half_closed or around.idle_s >= WRITE_LIMIT_S
 
     def _order(self) -> Iterator[Finding]:
         """Nothing behind the terminal but [DONE], and in OpenAI's shape the usage that was asked for."""

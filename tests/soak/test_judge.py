@@ -9,7 +9,7 @@ import pytest
 
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending
-from tests.soak.judge import Circumstances, Kind, Verdict, frames_of, judge, judge_whole, reason_findings
+from tests.soak.judge import WRITE_LIMIT_S, Circumstances, Kind, Verdict, frames_of, judge, judge_whole, reason_findings
 from tests.soak.oracle import answer, key_of, length_of, shown, spoken
 
 NUM_TOKENS = 24
@@ -183,6 +183,9 @@ def test_a_cut_body() -> None:
     assert judged(in_the_middle, Ending.CUT, Circumstances(was_killed=True)).findings == []
     assert judged(in_the_middle, Ending.CUT, Circumstances(is_half_closed=True)).findings == []
     assert Kind.MISSING_TERMINAL in kinds(judged(in_the_middle, Ending.CUT, Circumstances(was_replaced=True)))
+    too_long, long = (Circumstances(idle_s=seconds, is_slow=True) for seconds in (WRITE_LIMIT_S, WRITE_LIMIT_S - 0.1))
+    assert judged(in_the_middle, Ending.CUT, too_long).findings == []
+    assert Kind.MISSING_TERMINAL in kinds(judged(in_the_middle, Ending.CUT, long))
 
 
 def test_a_body_that_ends_well_is_held_to_it_even_where_it_might_be_cut() -> None:
