@@ -12,9 +12,12 @@ import re
 # The loader of transformers reads tensors in a pool of threads. Under gevent those are greenlets of a hub that only
 # this thread would have; one after the other is as fast for a local file.
 os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
-# A thread of torch that waits for the others gives its core away: where all cores have something to do, a step took
-# twenty times as long while they were kept busy with waiting.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A thread of torch that waits for the others gives its core away after some 20 microseconds. By default it is kept busy
+# for milliseconds: where all cores have something to do, a step took twenty times as long. At once would be too soon:
+# the next operator of a prompt comes in a moment, and to be woken for each made a prompt of 128 tokens take half as
+# long again.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fork warning; one prompt is encoded at a time anyway
 
 from collections.abc import Callable, Iterable, Iterator
