@@ -9,8 +9,9 @@ import pytest
 
 from tests.soak.asks import Ask
 from tests.soak.exchange import Ending
-from tests.soak.judge import WRITE_LIMIT_S, Circumstances, Kind, Verdict, frames_of, judge, judge_whole, reason_findings
+from tests.soak.judge import Circumstances, Kind, Verdict, frames_of, judge, judge_whole, reason_findings
 from tests.soak.oracle import answer, key_of, length_of, shown, spoken
+from tests.soak.server import WRITE_LIMIT_S
 
 NUM_TOKENS = 24
 CALM = Circumstances()
