@@ -193,7 +193,8 @@ def _draw_sorted(
     # stable: among equal logits the lower id goes first, whatever the batch
     scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scaled.shape[-1], device=scaled.device)
-    top_k = _column([p.top_k or torch.iinfo(torch.int64).max for p in params], scaled, torch.int64)
+    everything = torch.iinfo(torch.int64).max
+    top_k = _column([min(p.top_k or everything, everything) for p in params], scaled, torch.int64)
     weights = scaled.exp().masked_fill(rank >= top_k, 0.0)
     probs = weights / torch.where(top_k <= len(rank), weights.sum(dim=-1, keepdim=True), totals)
     before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
