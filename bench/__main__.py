@@ -116,8 +116,7 @@ def _measure(
 
 
 def _bodies(server: Running, prompts: Prompts, num_streams: int, num_tokens: int) -> list[dict[str, Any]]:
-    fields = {"stream": True, "max_tokens": num_tokens, "temperature": 0, "seed": 0, **server.kind.fields}
-    return [{"messages": prompts.next(), **fields} for _ in range(num_streams)]
+    return [server.kind.body(prompts.next(), num_tokens) for _ in range(num_streams)]
 
 
 def _say(text: str) -> None:

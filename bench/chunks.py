@@ -43,13 +43,13 @@ def main() -> None:
         _drive(server, prompts, 1)
         for _ in range(options.rounds):
             # Of a prompt that is one step long, without the token that comes of it.
-            prompt = _body(server, prompts.next(Settings().step_tokens - 12), 2)
+            prompt = kind.body(prompts.next(Settings().step_tokens - 12), 2)
             load = drive(server.url, [prompt], 2)
             steps.append(load.ttft_s[0] * 1e3)
             gaps["quiet"] += _drive(server, prompts, NUM_STREAMS).gaps_s
             streams = pool.submit(_drive, server, prompts, NUM_STREAMS)
             time.sleep(BEFORE_IT_COMES_S)
-            long = drive(server.url, [_body(server, prompts.next(LONG_PROMPT), NUM_NEW_LONG)], NUM_NEW_LONG)
+            long = drive(server.url, [kind.body(prompts.next(LONG_PROMPT), NUM_NEW_LONG)], NUM_NEW_LONG)
             first_tokens.append(long.ttft_s[0])
             gaps["long_prompt"] += streams.result().gaps_s
             print(f"step {steps[-1]:.0f} ms, first token of the long prompt {long.ttft_s[0]:.2f} s", file=sys.stderr)
@@ -66,12 +66,8 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _body(server: Running, messages: list[dict[str, Any]], num_tokens: int) -> dict[str, Any]:
-    return {"messages": messages, "stream": True, "max_tokens": num_tokens, "temperature": 0, **server.kind.fields}
-
-
 def _drive(server: Running, prompts: Prompts, num_streams: int) -> Load:
-    return drive(server.url, [_body(server, prompts.next(), NUM_NEW) for _ in range(num_streams)], NUM_NEW)
+    return drive(server.url, [server.kind.body(prompts.next(), NUM_NEW) for _ in range(num_streams)], NUM_NEW)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ ENDSTOP_DETERMINISTIC=1. One JSON line last.
 import argparse
 import json
 import sys
-from random import Random
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from bench.inside import answers, running_engine
-from models.training.evaluate import examinations
+from bench.questions import some_questions
 from worker.request import SamplingParams
 from worker.settings import EMBEDDED_MODEL, Settings
 
@@ -28,12 +27,11 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=400)
     options = parser.parse_args()
     tokenizer: Any = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
-    asked = [one for one in examinations() if len(one.questions) == 1]
     prompts: list[Any] = [
         tokenizer.apply_chat_template([{"role": "user", "content": one.questions[0]}], add_generation_prompt=True)[
             "input_ids"
         ]
-        for one in Random(0).sample(asked, options.questions)
+        for one in some_questions(options.questions)
     ]
     result: dict[str, Any] = {"bench": "company", "answers": len(prompts)}
     for dtype in ("float32", "bfloat16"):

@@ -49,8 +49,7 @@ def main() -> None:
             inside = num_tokens / (time.perf_counter() - began)
             procs.resume(server.session)
             time.sleep(0.5)
-            fields = {"stream": True, "max_tokens": NUM_NEW, "temperature": 0, **kind.fields}
-            load = drive(server.url, [{"messages": chat, **fields} for chat in chats[1]], NUM_NEW)
+            load = drive(server.url, [kind.body(chat, NUM_NEW) for chat in chats[1]], NUM_NEW)
             outside = load.num_tokens / load.elapsed_s
             print(f"engine {inside:.1f} tokens/s, over HTTP {outside:.1f}", file=sys.stderr)
             if number:  # in the first one both warm up

@@ -41,8 +41,7 @@ def main() -> None:
 
 
 def _ttft_ms(server: Running, messages: list[dict[str, Any]]) -> float:
-    fields = {"stream": True, "max_tokens": NUM_NEW, "temperature": 0, **server.kind.fields}
-    return drive(server.url, [{"messages": messages, **fields}], NUM_NEW).ttft_s[0] * 1e3
+    return drive(server.url, [server.kind.body(messages, NUM_NEW)], NUM_NEW).ttft_s[0] * 1e3
 
 
 if __name__ == "__main__":

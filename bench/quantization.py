@@ -8,13 +8,13 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from random import Random
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.training.evaluate import Examination, examinations
+from bench.questions import some_questions
+from models.training.evaluate import Examination
 from worker.engine.linear import quantize, use_kernels
 from worker.settings import EMBEDDED_MODEL
 
@@ -27,8 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.quantization", description=__doc__)
     parser.add_argument("--questions", type=int, default=500)
     options = parser.parse_args()
-    asked = [one for one in examinations() if len(one.questions) == 1]
-    asked = Random(0).sample(asked, min(options.questions, len(asked)))
+    asked = some_questions(options.questions)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL, padding_side="left")
     auto: Any = AutoModelForCausalLM
     answers: dict[str, list[str]] = {}

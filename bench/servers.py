@@ -49,6 +49,17 @@ class Kind:
     health: str = "/health"
     why_not: Callable[[str], str] = lambda model: ""
 
+    def body(self, messages: list[dict[str, Any]], num_tokens: int) -> dict[str, Any]:
+        """A request for a stream of so many tokens, greedy."""
+        return {
+            "messages": messages,
+            "stream": True,
+            "max_tokens": num_tokens,
+            "temperature": 0,
+            "seed": 0,
+            **self.fields,
+        }
+
 
 def _gunicorn(*arguments: str) -> list[str]:
     # No heartbeat: a server is stopped while others are measured, and would be taken for dead.

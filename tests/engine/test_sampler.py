@@ -19,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from worker.engine import sampler
 from worker.engine.sampler import (
     _DRAWS,
     NUM_LIKELIEST,
@@ -180,8 +181,34 @@ def test_to_look_at_the_likeliest_first_changes_no_draw(chosen: dict[str, Any], 
     all_params = [params(**chosen)] * len(logits)
     points = torch.rand(len(logits), dtype=torch.float64).tolist()
     scaled = _scale(logits, all_params)
-    expected, _ = _draw_sorted(scaled, all_params, points, scaled.exp().sum(dim=-1, keepdim=True))
+    probs = scaled.softmax(dim=-1)
+    rows = [slice(i, i + 1) for i in range(len(points))]
+    expected = torch.cat([_draw_sorted(scaled[i], probs[i], all_params[i], points[i])[0] for i in rows])
     assert torch.equal(_draw_filtered(logits, all_params, points), expected)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"top_p": 0.5}, {"top_k": 40, "top_p": 0.9}, {"min_p": 0.01}])
+def test_a_row_is_weighed_alike_alone_and_in_company(monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]) -> None:
+    """To the bit: where a point lies at a border, the last one decides."""
+    seen: list[Tensor] = []
+
+    def look(weights: Tensor, points: Tensor) -> Tensor:
+        seen.extend(weights)
+        return _invert(weights, points)
+
+    monkeypatch.setattr(sampler, "_invert", look)
+    torch.manual_seed(0)
+    logits = torch.randn(16, 50257) * 3
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for part in [logits, *logits[:, None]]:
+            draw(part, *[FakeRow(params(**chosen)) for _ in part])
+    finally:
+        torch.set_num_threads(num_threads)
+    half = len(seen) // 2  # more than there are rows where the likeliest were not all
+    assert half >= len(logits)
+    assert all(map(torch.equal, seen[:half], seen[half:]))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 255, 256, 257, LARGE])

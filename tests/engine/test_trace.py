@@ -88,12 +88,18 @@ def _counts(x: torch.Tensor) -> torch.Tensor:
     return x + next(_calls)
 
 
+def _bakes_the_number_of_rows(x: torch.Tensor) -> torch.Tensor:
+    num_rows = x.untyped_storage().nbytes() // x.element_size() // 64  # out of the tracer's sight
+    return x.reshape(1, num_rows, -1)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (_decides_by_a_value, "decides by values, in test_trace.py"),
         (_decides_by_the_number_of_rows, "decides by values, in test_trace.py"),
         (_counts, "is not equal"),
+        (_bakes_the_number_of_rows, "recorded step of 1 rows failed"),
     ],
 )
 def test_what_a_recording_would_not_see_is_not_traced(

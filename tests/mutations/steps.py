@@ -174,6 +174,12 @@ _SCHEDULING = [
 
 _SAMPLING = [
     sampler(
+        "a row is weighed alike alone and in company",
+        "    probs = scaled.softmax(dim=-1)\n",
+        "    probs = scaled.exp() / scaled.exp().sum(dim=-1, keepdim=True)\n",
+        "test_a_row_is_weighed_alike_alone_and_in_company[chosen1]",
+    ),
+    sampler(
         "a row of which the likeliest tokens may not be all is drawn from all",
         "        if is_certain:\n",
         "        if True:\n",
@@ -297,8 +303,14 @@ _ARITHMETIC = [
     ),
     trace(
         "a recording is the model's own to the bit",
-        "            if not torch.equal(expected, self._recorded(*example, *self._caches())):\n",
+        "            if not is_equal:\n",
         "            if False:\n",
+        "test_what_a_recording_would_not_see_is_not_traced",
+    ),
+    trace(
+        "a recording that fails is none",
+        "            except Exception as error:  # of torch's interpreter, for a size that was recorded as a number\n",
+        "            except ZeroDivisionError as error:\n",
         "test_what_a_recording_would_not_see_is_not_traced",
     ),
     trace(

@@ -9,8 +9,6 @@ CPU_SHARE = 0.5
 CUDA_SHARE = 0.85
 _CGROUP = Path("/sys/fs/cgroup")
 _REMEMBERED = ("active_file ", "inactive_file ")
-
-
 # What torch's allocator for CPUs says, and what comes of a failed allocation in a kernel.
 _NATIVE_WORDS = ("can't allocate memory", "std::bad_alloc")
 

@@ -149,7 +149,7 @@ def _draw_greedy(logits: Tensor, params: list[SamplingParams], points: list[floa
 
 def _draw_plain(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
     """Draw from the whole distribution. Shapes: (n, vocab), n, n -> (n,)."""
-    return _invert(_scale(logits, params).exp(), _column(points, logits, torch.float64))
+    return _invert(_scale(logits, params).softmax(dim=-1), _column(points, logits, torch.float64))
 
 
 def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[float]) -> Tensor:
@@ -159,33 +159,35 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
     looked at here. So the likeliest are taken out first, and all are sorted only for rows where those may not be all.
     """
     scaled = _scale(logits, params)
-    totals = scaled.exp().sum(dim=-1, keepdim=True)
+    # Not the sum of exp: torch adds up one row in another order than many.
+    probs = scaled.softmax(dim=-1)
     if logits.device.type != "cpu" or logits.shape[-1] <= NUM_LIKELIEST:
-        return _draw_sorted(scaled, params, points, totals)[0]
+        return _draw_sorted(scaled, probs, params, points)[0]
     least = scaled.topk(NUM_LIKELIEST, dim=-1, sorted=False).values.amin(dim=-1).tolist()
     drawn = []
     for i in range(len(params)):
         # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
         likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
         row = slice(i, i + 1)
-        chosen, is_certain = _draw_sorted(scaled[row, likeliest], params[row], points[row], totals[row])
+        some = scaled[row, likeliest], probs[row, likeliest]
+        chosen, is_certain = _draw_sorted(*some, params[row], points[row])
         if is_certain:
             drawn.append(likeliest[chosen])
         else:
-            drawn.append(_draw_sorted(scaled[row], params[row], points[row], totals[row])[0])
+            drawn.append(_draw_sorted(scaled[row], probs[row], params[row], points[row])[0])
     return torch.cat(drawn)
 
 
 def _draw_sorted(
-    scaled: Tensor, params: list[SamplingParams], points: list[float], totals: Tensor
+    scaled: Tensor, probs: Tensor, params: list[SamplingParams], points: list[float]
 ) -> tuple[Tensor, bool]:
     """Draw after top_k, top_p and min_p, in this order, each on what the one before has left.
 
     Source: the order of transformers' logits processors; nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082.
 
     Args:
-        scaled: (n, m) logits of the whole vocabulary, or of its likeliest tokens; the largest of each row is 0.
-        totals: (n, 1), the sum of the weights of the whole vocabulary.
+        scaled: (n, m) logits of the whole vocabulary, or of its likeliest tokens.
+        probs: (n, m) their shares of the whole vocabulary.
 
     Returns:
         (n,) indices, and whether tokens less likely than those here could change nothing.
@@ -195,8 +197,8 @@ def _draw_sorted(
     rank = torch.arange(scaled.shape[-1], device=scaled.device)
     everything = torch.iinfo(torch.int64).max
     top_k = _column([min(p.top_k or everything, everything) for p in params], scaled, torch.int64)
-    weights = scaled.exp().masked_fill(rank >= top_k, 0.0)
-    probs = weights / torch.where(top_k <= len(rank), weights.sum(dim=-1, keepdim=True), totals)
+    probs = probs.gather(-1, ids).masked_fill(rank >= top_k, 0.0)
+    probs = torch.where(top_k <= len(rank), probs / probs.sum(dim=-1, keepdim=True), probs)
     before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
     # The first token always stays: nothing is before it, and its share is the largest.
     keep = before < _column([p.top_p for p in params], scaled, torch.float64)

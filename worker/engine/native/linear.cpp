@@ -35,7 +35,6 @@ constexpr int kOutputs = 4;           // that a tile computes together
 constexpr int64_t kPanel = 32;        // outputs that one thread computes for all rows, before it takes the next ones
 constexpr int64_t kRowsInCache = 48;  // rows of x that are multiplied with a panel while they are in the L2 cache
 constexpr int64_t kFewRows = kHasManyRegisters ? 128 : 4;
-constexpr int64_t kWorkPerThread = 1 << 16;  // multiplications; with fewer the threads would wait longer than they work
 
 // How products are summed: in float32, sixteen at a time. For every type of weight.
 struct Singles {

@@ -13,9 +13,13 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace endstop {
+
+// Below this many multiplications the threads would wait for each other longer than they work.
+constexpr int64_t kWorkPerThread = 1 << 16;
 
 inline std::atomic<int> num_threads{0};  // 0: as many as torch's
 
@@ -41,7 +45,11 @@ class Helpers {
   void run(int64_t size, int64_t share, int num_helpers, const Work& work) {
     const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock || num_helpers < 1) return work(int64_t{0}, size);  // another thread computes: they are its helpers now
-    for (; num_started_ < num_helpers; num_started_++) std::thread([this, i = num_started_] { help(i); }).detach();
+    try {
+      for (; num_started_ < num_helpers; num_started_++) std::thread([this, i = num_started_] { help(i); }).detach();
+    } catch (const std::system_error&) {
+      // No more threads are to be had. The work is done with those that there are.
+    }
     Job job;
     job.size = size;
     job.share = share;

@@ -13,8 +13,6 @@ namespace endstop {
 
 constexpr int64_t kBlockTokens = 16;
 static_assert(kBlockTokens == kLanes, "the scores of a block are one vector");
-// Below this much work the threads would wait for each other longer than they work.
-constexpr int64_t kWorkPerThread = 1 << 16;
 constexpr float kNone = -1e30f;  // less than any score, and their difference is a number
 
 struct Shape {

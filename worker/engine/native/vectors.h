@@ -115,6 +115,14 @@ inline Floats splat(float number) {
 #endif
 }
 
+// For CPUs that have no instruction for it.
+template <typename T>
+inline Floats load_each(const T* from) {
+  float wide[kLanes];
+  for (int i = 0; i < kLanes; i++) wide[i] = static_cast<float>(from[i]);
+  return load(wide);
+}
+
 inline Floats load(const c10::BFloat16* from) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
@@ -124,12 +132,7 @@ inline Floats load(const c10::BFloat16* from) {
   };
   return {half(from), half(from + kLanes / 2)};
 #else
-  const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-  uint32_t wide[kLanes];
-  for (int i = 0; i < kLanes; i++) wide[i] = static_cast<uint32_t>(bits[i]) << 16;
-  Floats out;
-  std::memcpy(&out, wide, sizeof out);
-  return out;
+  return load_each(from);
 #endif
 }
 
@@ -142,9 +145,7 @@ inline Floats load(const c10::Half* from) {
   };
   return {half(from), half(from + kLanes / 2)};
 #else
-  float wide[kLanes];
-  for (int i = 0; i < kLanes; i++) wide[i] = static_cast<float>(from[i]);
-  return load(wide);
+  return load_each(from);
 #endif
 }
 
@@ -157,9 +158,7 @@ inline Floats load(const int8_t* from) {
   };
   return {half(from), half(from + kLanes / 2)};
 #else
-  float wide[kLanes];
-  for (int i = 0; i < kLanes; i++) wide[i] = static_cast<float>(from[i]);
-  return load(wide);
+  return load_each(from);
 #endif
 }
 
