@@ -137,5 +137,5 @@ def _load(folder: Path, **env: str) -> LoadedModel:
 
 def test_the_loader_says_which_way_decodes_run(tmp_path: Path) -> None:
     folder = save_random_model(tmp_path)
-    assert _load(folder).description.endswith("decode traced")
+    assert _load(folder).description.endswith("decode traced and fused")
     assert _load(folder, ENDSTOP_TRACE="off").description.endswith("decode in Python (ENDSTOP_TRACE=off)")

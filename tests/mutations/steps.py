@@ -9,6 +9,8 @@ loader = taking_from("worker/engine/loader.py", "tests/engine/test_loader.py")
 exact = taking_from("worker/engine/loader.py", "tests/engine/test_linear.py")
 linear = taking_from("worker/engine/linear.py", "tests/engine/test_linear.py")
 trace = taking_from("worker/engine/trace.py", "tests/engine/test_trace.py")
+fusing = taking_from("worker/engine/fuse.py", "tests/engine/test_fuse.py")
+fused = taking_from("worker/engine/trace.py", "tests/engine/test_fuse.py")
 runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_trace.py")
 guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
@@ -312,6 +314,24 @@ _ARITHMETIC = [
         "            except Exception as error:  # of torch's interpreter, for a size that was recorded as a number\n",
         "            except ZeroDivisionError as error:\n",
         "test_what_a_recording_would_not_see_is_not_traced",
+    ),
+    fused(
+        "a fused recording is the model's own to the bit",
+        "            self._recorded = fuse(recorded)\n            self._compare(step, max_context)\n",
+        "            self._recorded = fuse(recorded)\n",
+        "test_a_recording_that_is_joined_wrongly_is_not_used",
+    ),
+    fused(
+        "what cannot be fused is played as it was recorded",
+        "        except Exception as error:  # of torch's compiler, on an operator that it does not know as we do\n",
+        "        except CannotTrace as error:\n",
+        "test_an_operator_that_cannot_be_joined_leaves_the_recording_as_it_was",
+    ),
+    fusing(
+        "a layer is joined only when its weights are there",
+        'if node.kind() == "endstop::linear" and _has_fixed_weights(node):',
+        'if node.kind() == "endstop::linear":',
+        "test_a_layer_whose_weights_are_not_there_yet_is_not_joined",
     ),
     trace(
         "a recording is compared at far positions too",

@@ -173,10 +173,10 @@ def _trace(runner: PackedRunner, settings: Settings, max_context: int) -> str:
     if settings.trace == "off":
         return "decode in Python (ENDSTOP_TRACE=off)"
     try:
-        runner.trace(max_context)
+        why_not_fused = runner.trace(max_context)
     except CannotTrace as reason:
         return f"decode in Python ({_one_line(reason)})"
-    return "decode traced"
+    return f"decode traced, not fused ({why_not_fused})" if why_not_fused else "decode traced and fused"
 
 
 def _find(settings: Settings) -> str:

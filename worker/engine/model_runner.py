@@ -74,13 +74,17 @@ class PackedRunner:
         self._traced: TracedDecode | None = None
 
     @torch.inference_mode()
-    def trace(self, max_context: int) -> None:
+    def trace(self, max_context: int) -> str:
         """Run steps that only decode without Python from now on.
 
         Raises:
             CannotTrace: This model goes on as before.
+
+        Returns:
+            Why the recording is not fused; empty if it is.
         """
         self._traced = TracedDecode(self._model, self.attention, max_context)
+        return self._traced.why_not_fused
 
     @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:

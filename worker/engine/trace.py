@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.attention import PackedLayout, PagedAttention
+from worker.engine.fuse import fuse
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
 # It compares sizes to choose a mask, and a packed batch has none.
@@ -47,14 +48,29 @@ class TracedDecode:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             try:
-                self._recorded = jit.trace(
-                    step, (*self._example([1, 40]), *self._caches()), check_trace=False, strict=False
-                )
+                recorded = jit.trace(step, (*self._example([1, 40]), *self._caches()), check_trace=False, strict=False)
             except Exception as error:  # whatever a model's code may raise when its numbers are a tracer's
                 raise CannotTrace(f"{type(error).__name__}: {error}") from error
         for one in seen:
             if issubclass(one.category, jit.TracerWarning) and Path(one.filename).name != _BLIND:
                 raise CannotTrace(f"it decides by values, in {Path(one.filename).name}:{one.lineno}")
+        self._recorded = recorded
+        self._compare(step, max_context)
+        self.why_not_fused = self._fuse(step, max_context)
+
+    def _fuse(self, step: "_Step", max_context: int) -> str:
+        """Put a recording with fewer operators in the place of this one, if it is equal. Returns why it is not."""
+        recorded = self._recorded
+        try:
+            self._recorded = fuse(recorded)
+            self._compare(step, max_context)
+        except Exception as error:  # of torch's compiler, on an operator that it does not know as we do
+            self._recorded = recorded
+            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return ""
+
+    def _compare(self, step: "_Step", max_context: int) -> None:
+        """See that the recording gives what the model's code does, for rows of several numbers and positions."""
         far = max_context - 1
         for starts in ([far], [1, 40, 2], [17, 1, far, 3, 100], [5]):
             example = self._example([min(start, far) for start in starts])

@@ -140,21 +140,35 @@ inline void narrow(const float* from, Half* to, int64_t size) {
 #endif
 }
 
-// Args: x (num_rows, x_stride), zeros behind the k_size; w (num_outputs, k_size); scales and bias (num_outputs,) or null.
+// One of the matrices that x is multiplied with: w (num_outputs, k_size); scales and bias (num_outputs,) or null.
+template <typename W, typename Out>
+struct Matrix {
+  const W* w;
+  int64_t num_outputs;
+  const float *scales, *bias;
+  Out* out;  // (num_rows, num_outputs)
+};
+
+// Args: x (num_rows, x_stride), zeros behind the k_size.
 template <typename Kernel, typename W, typename Out>
-void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_stride, const W* w, int64_t num_outputs,
-              int64_t k_size, const float* scales, const float* bias, Out* out) {
+void multiply(const typename Kernel::Input* x, int64_t num_rows, int64_t x_stride, int64_t k_size,
+              const std::vector<Matrix<W, Out>>& matrices) {
   constexpr bool is_widened = std::is_same_v<W, int8_t> && std::is_same_v<typename Kernel::Input, BFloat16>;
   using Weight = std::conditional_t<is_widened, BFloat16, W>;
-  const int64_t num_panels = (num_outputs + kPanel - 1) / kPanel;
+  std::vector<std::pair<const Matrix<W, Out>*, int64_t>> panels;  // the matrix of each, and its first output there
+  for (const auto& matrix : matrices) {
+    for (int64_t first = 0; first < matrix.num_outputs; first += kPanel) panels.emplace_back(&matrix, first);
+  }
   const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (kPanel * k_size * num_rows));
   const int64_t whole = k_size / Kernel::kStep * Kernel::kStep;
-  parallel(num_panels, grain, [&](int64_t begin, int64_t end) {
+  parallel(panels.size(), grain, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(std::min(num_rows, kRowsInCache) * kPanel);
     std::vector<W> last;  // of the whole matrix, if its outputs are no multiple of kOutputs
     std::vector<Weight> tail(kOutputs * Kernel::kStep), widened(is_widened ? kOutputs * x_stride : 0);
     for (int64_t panel = begin; panel < end; panel++) {
-      const int64_t first = panel * kPanel, num = std::min(kPanel, num_outputs - first);
+      const auto& [matrix, first] = panels[panel];
+      const auto& [w, num_outputs, scales, bias, out] = *matrix;
+      const int64_t num = std::min(kPanel, num_outputs - first);
       for (int64_t m = 0; m < num_rows; m += kRowsInCache) {
         const int64_t count = std::min(kRowsInCache, num_rows - m);
         for (int64_t n = 0; n < num; n += kOutputs) {
@@ -204,34 +218,57 @@ at::Tensor spread(const at::Tensor& x, at::ScalarType type, int64_t step) {
   return out;
 }
 
-template <typename Kernel, typename W, typename Out>
-void call(const at::Tensor& x, const at::Tensor& weight, const float* scales, const float* bias, at::Tensor& out) {
-  using Input = typename Kernel::Input;
-  const at::Tensor rows = spread(x, c10::CppTypeToScalarType<Input>::value, Kernel::kStep);
-  multiply<Kernel>(rows.const_data_ptr<Input>(), rows.size(0), rows.size(1), weight.const_data_ptr<W>(),
-                   weight.size(0), weight.size(1), scales, bias, out.mutable_data_ptr<Out>());
+using Optionals = c10::List<std::optional<at::Tensor>>;
+
+// In float32, for each of the outputs; undefined where there is none.
+at::Tensor widened(const std::optional<at::Tensor>& numbers) {
+  return numbers ? numbers->to(at::kFloat).contiguous() : at::Tensor();
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales,
-                  const std::optional<at::Tensor>& bias, bool is_exact) {
-  if (x.numel() == 0 || weight.numel() == 0) return at::linear(x, weight.to(x.scalar_type()), bias);
+template <typename Kernel, typename W, typename Out>
+void call(const at::Tensor& x, at::TensorList weights, const Optionals& scales, const Optionals& biases,
+          std::vector<at::Tensor>& outs) {
+  using Input = typename Kernel::Input;
+  const at::Tensor rows = spread(x, c10::CppTypeToScalarType<Input>::value, Kernel::kStep);
+  std::vector<at::Tensor> wide;  // keeps them
+  std::vector<Matrix<W, Out>> matrices;
+  const auto numbers = [&](const std::optional<at::Tensor>& of) {
+    return wide.emplace_back(widened(of)).defined() ? wide.back().const_data_ptr<float>() : nullptr;
+  };
+  for (size_t i = 0; i < weights.size(); i++) {
+    matrices.push_back({weights[i].const_data_ptr<W>(), weights[i].size(0), numbers(scales[i]), numbers(biases[i]),
+                        outs[i].mutable_data_ptr<Out>()});
+  }
+  multiply<Kernel>(rows.const_data_ptr<Input>(), rows.size(0), rows.size(1), x.size(1), matrices);
+}
+
+// Several matrices and the same x: one call, so that the threads meet once.
+std::vector<at::Tensor> linears(const at::Tensor& x, at::TensorList weights, Optionals scales, Optionals biases,
+                                bool is_exact) {
+  TORCH_CHECK(!weights.empty() && weights.size() == scales.size() && weights.size() == biases.size());
+  const at::ScalarType type = weights[0].scalar_type();
+  const bool is_int8 = type == at::kChar;
+  bool is_empty = x.numel() == 0;
+  for (size_t i = 0; i < weights.size(); i++) {
+    is_empty = is_empty || weights[i].numel() == 0;
+    TORCH_CHECK(weights[i].scalar_type() == type && std::optional<at::Tensor>(scales[i]).has_value() == is_int8);
+  }
   // With many rows the time is that of multiplying, and torch's own is faster: with AVX-512 in bfloat16 only.
   const bool is_many = x.numel() > kFewRows * x.size(-1);
-  if (is_many && !is_exact && (!kHasManyRegisters || weight.scalar_type() == at::kBFloat16)) {
-    if (!scales) return at::linear(x, weight, bias);
-    return at::linear(x, weight.to(x.scalar_type()) * scales->to(x.scalar_type()).unsqueeze(1), bias);
+  const bool is_torchs = is_many && !is_exact && (!kHasManyRegisters || type == at::kBFloat16);
+  std::vector<at::Tensor> outs;
+  for (size_t i = 0; i < weights.size() && (is_empty || is_torchs); i++) {
+    at::Tensor weight = weights[i].to(x.scalar_type());
+    if (is_int8) weight = weight * std::optional<at::Tensor>(scales[i])->to(x.scalar_type()).unsqueeze(1);
+    outs.push_back(at::linear(x, weight, biases[i]));
   }
-  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && x.size(-1) == weight.size(1));
-  TORCH_CHECK(scales.has_value() == (weight.scalar_type() == at::kChar));
-  TORCH_CHECK(scales || weight.scalar_type() == x.scalar_type());
+  if (!outs.empty()) return outs;
+  TORCH_CHECK(is_int8 || type == x.scalar_type());
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
-  at::Tensor out = at::empty({rows.size(0), weight.size(0)}, x.options());
-  at::Tensor wide_scales, wide_bias;
-  if (scales) wide_scales = scales->to(at::kFloat).contiguous();
-  if (bias) wide_bias = bias->to(at::kFloat).contiguous();
-  const float* s = scales ? wide_scales.const_data_ptr<float>() : nullptr;
-  const float* b = bias ? wide_bias.const_data_ptr<float>() : nullptr;
-  const bool is_int8 = weight.scalar_type() == at::kChar;
+  for (const at::Tensor& weight : weights) {
+    TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && x.size(-1) == weight.size(1));
+    outs.push_back(at::empty({rows.size(0), weight.size(0)}, x.options()));
+  }
   switch (x.scalar_type()) {
     case at::kBFloat16: {
 #if ENDSTOP_HAS_PAIRS
@@ -239,28 +276,40 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
 #else
       using Kernel = Singles;
 #endif
-      if (is_int8) call<Kernel, int8_t, BFloat16>(rows, weight, s, b, out);
-      else call<Kernel, BFloat16, BFloat16>(rows, weight, s, b, out);
+      if (is_int8) call<Kernel, int8_t, BFloat16>(rows, weights, scales, biases, outs);
+      else call<Kernel, BFloat16, BFloat16>(rows, weights, scales, biases, outs);
       break;
     }
     case at::kHalf:
-      if (is_int8) call<Singles, int8_t, Half>(rows, weight, s, b, out);
-      else call<Singles, Half, Half>(rows, weight, s, b, out);
+      if (is_int8) call<Singles, int8_t, Half>(rows, weights, scales, biases, outs);
+      else call<Singles, Half, Half>(rows, weights, scales, biases, outs);
       break;
     default:
       TORCH_CHECK(x.scalar_type() == at::kFloat, "linear computes in float32, bfloat16 and float16");
-      if (is_int8) call<Singles, int8_t, float>(rows, weight, s, b, out);
-      else call<Singles, float, float>(rows, weight, s, b, out);
+      if (is_int8) call<Singles, int8_t, float>(rows, weights, scales, biases, outs);
+      else call<Singles, float, float>(rows, weights, scales, biases, outs);
   }
   auto shape = x.sizes().vec();
-  shape.back() = weight.size(0);
-  return out.reshape(shape);
+  for (at::Tensor& out : outs) {
+    shape.back() = out.size(1);
+    out = out.reshape(shape);
+  }
+  return outs;
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales,
+                  const std::optional<at::Tensor>& bias, bool is_exact) {
+  return linears(x, weight, Optionals({scales}), Optionals({bias}), is_exact)[0];
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(endstop, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias, bool is_exact) -> Tensor");
+  m.def("linears(Tensor x, Tensor[] weights, Tensor?[] scales, Tensor?[] biases, bool is_exact) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(endstop, CPU, m) { m.impl("linear", linear); }
+TORCH_LIBRARY_IMPL(endstop, CPU, m) {
+  m.impl("linear", linear);
+  m.impl("linears", linears);
+}
