@@ -140,7 +140,7 @@ inline drop() {
 }
 
 /* worker/engine/engine.py: Engine._advance
-   worker/engine/engine.py: Engine._close */
+   worker/engine/admission.py: Admission.close */
 active proctype generation() {
   byte result, n;
   bool is_first;
@@ -173,8 +173,8 @@ over:
   skip
 }
 
-/* worker/engine/engine.py: Engine.abandon
-   worker/engine/engine.py: Engine._close */
+/* worker/engine/supervisor.py: Supervisor.abandon
+   worker/engine/admission.py: Admission.close */
 active proctype watchdog() {
   byte result;
   bool is_first;

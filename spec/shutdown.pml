@@ -33,7 +33,8 @@
 
 mtype = { LOADING, READY, DRAINING, DEAD };
 
-/* worker/engine/engine.py: Engine.__init__ */
+/* worker/engine/admission.py: Admission.__init__
+   worker/engine/supervisor.py: Supervisor.__init__ */
 mtype state = LOADING;
 bool is_accepting;
 chan inbox = [NUM_CLIENTS] of { byte };
@@ -51,7 +52,8 @@ bool is_stop_asked;          /* not by `abandon`, which leaves the thread to the
 byte num_accepted, num_told;
 byte num_closes[NUM_CLIENTS];
 
-/* worker/engine/engine.py: Engine.submit */
+/* worker/engine/engine.py: Engine.submit
+   worker/engine/admission.py: Admission.submit */
 inline submit(i, is_accepted) {
 #ifdef WAKE_BEFORE_ENQUEUE
   wake(0);
@@ -98,7 +100,7 @@ active [NUM_CLIENTS] proctype client() {
 #endif
 }
 
-/* worker/engine/engine.py: Engine._tell */
+/* worker/engine/admission.py: Admission._tell */
 inline tell(i) {
   d_step {
     num_closes[i]++;
@@ -108,8 +110,8 @@ inline tell(i) {
   }
 }
 
-/* worker/engine/engine.py: Engine._close
-   worker/engine/engine.py: Engine._take_out */
+/* worker/engine/admission.py: Admission.close
+   worker/engine/admission.py: Admission._take_out */
 inline close(i) {
   d_step {
     is_mine = is_open[i];
@@ -124,7 +126,7 @@ inline close(i) {
   fi
 }
 
-/* worker/engine/engine.py: Engine._close_records */
+/* worker/engine/admission.py: Admission._close_records */
 inline close_records() {
   if
 #ifdef RECORDS_ALWAYS_CLOSED
@@ -138,7 +140,8 @@ inline close_records() {
   fi
 }
 
-/* worker/engine/engine.py: Engine._end_from_outside */
+/* worker/engine/supervisor.py: Supervisor._end_from_outside
+   worker/engine/admission.py: Admission.end_from_outside */
 inline end_from_outside() {
   d_step {
     is_left[0] = is_open[0];
@@ -195,7 +198,7 @@ inline end_everyone() {
   }
 }
 
-/* worker/engine/engine.py: Engine._stop_accepting */
+/* worker/engine/admission.py: Admission.stop_accepting */
 inline stop_accepting() {
   d_step {
     is_accepting = false;
@@ -241,7 +244,7 @@ inline drain_if_asked() {
 }
 
 /* worker/observe/watchdog.py: Stamp.overdue
-   worker/engine/engine.py: Engine._begin */
+   worker/engine/supervisor.py: Supervisor.begin */
 inline take_long() {
   is_overdue = true;
   if
@@ -348,10 +351,10 @@ ended:
   is_done = true
 }
 
-/* worker/engine/engine.py: Engine.liveness */
+/* worker/engine/supervisor.py: Supervisor.liveness */
 #define is_dead_or_stalled (state == DEAD || is_overdue)
 
-/* worker/engine/engine.py: Engine.abandon */
+/* worker/engine/supervisor.py: Supervisor.abandon */
 inline abandon() {
   d_step {
 #ifndef ABANDON_GOES_ON_ACCEPTING
@@ -363,7 +366,7 @@ inline abandon() {
   end_from_outside()
 }
 
-/* worker/engine/engine.py: Engine.gone */
+/* worker/engine/supervisor.py: Supervisor.gone */
 inline gone() {
   assert(!is_open[0] && !is_open[LAST])
 }
@@ -415,7 +418,7 @@ active proctype stream() {
 #endif
 
 #ifdef LEAVER
-/* worker/engine/engine.py: Engine.end_now */
+/* worker/engine/supervisor.py: Supervisor.end_now */
 active proctype leaver() {
   byte i;
   bool is_left[NUM_CLIENTS];

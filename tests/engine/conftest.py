@@ -32,10 +32,9 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     deadline = time.monotonic() + PATIENCE_S
     for engine in [engine for reference in started if (engine := reference()) is not None]:
-        assert engine._done.acquire(True, max(0.0, deadline - time.monotonic())), "a generation thread still runs"
-        engine._done.release()
+        assert engine.wait_ended(max(0.0, deadline - time.monotonic())), "a generation thread still runs"
         pool = engine._scheduler.pool
         assert pool.num_free == pool.num_blocks, "a block is still owned"
         assert engine._scheduler.sequences() == [], "a sequence is still in the scheduler"
         assert engine.num_open == 0, "a request is still counted as open"
-        assert not engine._inbox, "a request was accepted and never looked at"
+        assert not engine._admission.inbox, "a request was accepted and never looked at"

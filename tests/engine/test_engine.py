@@ -897,9 +897,9 @@ def test_behind_a_stop_nothing_is_accepted() -> None:
 
 def test_a_submit_is_wholly_before_or_wholly_after_a_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench() as b:
-        check_room = b.engine._check_room
+        check_room = b.engine._admission._check_room
         states: list[EngineState] = []
-        stopping = threading.Thread(target=b.engine._stop_accepting)
+        stopping = threading.Thread(target=b.engine._admission.stop_accepting)
 
         def check_and_be_overtaken(num_prompt_tokens: int) -> None:
             check_room(num_prompt_tokens)
@@ -907,7 +907,7 @@ def test_a_submit_is_wholly_before_or_wholly_after_a_shutdown(monkeypatch: pytes
             stopping.join(0.05)  # it has to wait until the submit is done
             states.append(b.engine.state)
 
-        monkeypatch.setattr(b.engine, "_check_room", check_and_be_overtaken)
+        monkeypatch.setattr(b.engine._admission, "_check_room", check_and_be_overtaken)
         assert stop_reason(b.submit([3])) is StopReason.MAX_TOKENS
         stopping.join(WAIT_S)
         assert states == [EngineState.READY], "accepted, and behind the shutdown"
@@ -917,21 +917,21 @@ def test_a_submit_is_wholly_before_or_wholly_after_a_shutdown(monkeypatch: pytes
 @pytest.mark.parametrize("by", ["the watchdog", "itself"])
 def test_who_comes_in_the_moment_of_a_death_is_ended(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
-    engine.state, engine._is_accepting = EngineState.READY, True
-    monkeypatch.setattr(engine, "liveness", lambda: "a step has not come back")
+    engine._admission.state, engine._admission.is_accepting = EngineState.READY, True
+    monkeypatch.setattr(engine._supervisor, "liveness", lambda: "a step has not come back")
     deaths: dict[str, Callable[[], object]] = {
         "the watchdog": engine.abandon,
         "itself": lambda: engine._die(RuntimeError("the loop")),
     }
     dying = threading.Thread(target=deaths[by])
-    check_room = engine._check_room
+    check_room = engine._admission._check_room
 
     def check_and_be_overtaken(num_prompt_tokens: int) -> None:
         check_room(num_prompt_tokens)
         dying.start()
         dying.join(0.05)  # it has to wait until the submit is done
 
-    monkeypatch.setattr(engine, "_check_room", check_and_be_overtaken)
+    monkeypatch.setattr(engine._admission, "_check_room", check_and_be_overtaken)
     reply = new_sequence([3], tokenizer=TOKENIZER)
     engine.submit(reply.sequence)
     dying.join(WAIT_S)
@@ -1012,7 +1012,7 @@ def test_of_two_who_end_one_stream_at_once_one_does() -> None:
     others: list[threading.Thread] = []
 
     def end(code: str) -> None:
-        engine._close(reply.sequence, Failure(code, "ended", reply.sequence.usage))
+        engine._admission.close(reply.sequence, Failure(code, "ended", reply.sequence.usage))
 
     class Watched(set[Sequence]):
         def __contains__(self, item: object) -> bool:
@@ -1023,7 +1023,7 @@ def test_of_two_who_end_one_stream_at_once_one_does() -> None:
                 others[0].join(0.05)  # it has to wait for us
             return is_open
 
-    engine._open = Watched([reply.sequence])
+    engine._admission._open = Watched([reply.sequence])
     end("FIRST")
     others[0].join(WAIT_S)
     assert [record.detail for record in engine.records.take() if isinstance(record, Outcome)] == ["FIRST"]
@@ -1118,20 +1118,20 @@ def test_a_load_that_takes_too_long_is_given_up_for_good() -> None:
 def test_an_engine_that_is_given_up_while_it_becomes_ready_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner()))
     engine._model = model_of(ScriptedRunner())
-    engine.started_at -= Settings().load_timeout_s + 1
+    engine._supervisor.started_at -= Settings().load_timeout_s + 1
     giving_up = threading.Thread(target=engine.abandon)
-    begin = engine._begin
+    begin = engine._supervisor.begin
 
     def begin_and_be_overtaken(phase: Phase, num_tokens: int = 0) -> float:
         giving_up.start()
         giving_up.join(0.05)  # it has to wait until the engine is ready
         return begin(phase, num_tokens)
 
-    monkeypatch.setattr(engine, "_begin", begin_and_be_overtaken)
+    monkeypatch.setattr(engine._supervisor, "begin", begin_and_be_overtaken)
     engine._become_ready()
     giving_up.join(WAIT_S)
     assert engine.state is EngineState.DEAD
-    assert not engine._is_accepting
+    assert not engine._admission.is_accepting
 
 
 # ---- liveness
@@ -1178,7 +1178,7 @@ def test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their
     with bench(max_slots=1, step_limit_s=0.05) as b:
         was_told = threading.Event()
         b.engine.on_dead = was_told.set
-        tell = b.engine._tell
+        tell = b.engine._admission._tell
         closed: list[Sequence] = []
 
         def fail_once(sequence: Sequence, terminal: Failure, vram_bytes: int = 0) -> None:
@@ -1187,7 +1187,7 @@ def test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their
                 raise RuntimeError("its usage cannot be told")
             tell(sequence, terminal, vram_bytes)
 
-        monkeypatch.setattr(b.engine, "_tell", fail_once)
+        monkeypatch.setattr(b.engine._admission, "_tell", fail_once)
         b.gate.hold()
         replies = [b.submit([n]) for n in (3, 4, 5)]
         assert was_told.wait(WAIT_S)
@@ -1211,7 +1211,7 @@ def test_an_engine_that_lives_is_not_abandoned() -> None:
 def test_two_who_give_up_a_stalled_engine_at_once_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watchdog, and a stream at its ping. The second finds an engine that is declared dead already."""
     with bench(max_slots=1, step_limit_s=0.05) as b:
-        end_from_outside = b.engine._end_from_outside
+        end_from_outside = b.engine._supervisor._end_from_outside
         is_first = iter([True])
 
         def be_overtaken(*args: Any) -> None:
@@ -1219,7 +1219,7 @@ def test_two_who_give_up_a_stalled_engine_at_once_say_the_same(monkeypatch: pyte
                 b.engine.abandon()
             end_from_outside(*args)
 
-        monkeypatch.setattr(b.engine, "_end_from_outside", be_overtaken)
+        monkeypatch.setattr(b.engine._supervisor, "_end_from_outside", be_overtaken)
         b.gate.hold()
         running, queued = b.submit([3], max_tokens=2), b.submit([4], max_tokens=2)
         b.gate.wait_until_held()
@@ -1234,11 +1234,11 @@ def test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under(
         is_locked: list[bool] = []
 
         def left(now: float, num_prompt_tokens: int) -> None:
-            is_locked.append(not b.engine._lock.acquire(False))
+            is_locked.append(not b.engine._admission.lock.acquire(False))
             if not is_locked[-1]:
-                b.engine._lock.release()
+                b.engine._admission.lock.release()
 
-        monkeypatch.setattr(b.engine._service_rate, "left", left)
+        monkeypatch.setattr(b.engine._admission._service_rate, "left", left)
         b.alone([3])
         assert is_locked == [True]
 
@@ -1270,15 +1270,15 @@ def test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting(monkeyp
         monkeypatch.undo()
         for sequence in b.engine._scheduler.sequences():  # the slot is lost with the process; the fixture looks
             b.engine._scheduler.remove(sequence)
-        b.engine._inbox.clear()
+        b.engine._admission.inbox.clear()
 
 
 def test_an_idle_engine_lives() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.engine.engine.IDLE_TICK_S", 0.01)
         with bench() as b:
-            stamp = b.engine.stamp
-            wait_until(lambda: b.engine.stamp.at > stamp.at)
+            stamp = b.engine._supervisor.stamp
+            wait_until(lambda: b.engine._supervisor.stamp.at > stamp.at)
             assert b.engine.liveness() == ""
 
 

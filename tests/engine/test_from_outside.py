@@ -89,7 +89,8 @@ def idle_engine() -> tuple[Engine, TellingLock]:
         Engine(Settings(), ThreadWakeup(), lambda settings, report: model_of(ScriptedRunner())),
         TellingLock(),
     )
-    engine.state, engine._is_accepting, engine._lock = EngineState.READY, True, lock  # type: ignore[assignment]
+    admission = engine._admission
+    admission.state, admission.is_accepting, admission.lock = EngineState.READY, True, lock  # type: ignore[assignment]
     return engine, lock
 
 
@@ -100,11 +101,11 @@ def test_nobody_is_ended_from_outside_while_tokens_are_delivered() -> None:
     engine.submit(reply.sequence)
     for phase in Phase:
         if phase not in (Phase.FORWARD, Phase.SAMPLING):
-            engine.stamp = Stamp(phase, 0.0)
-            engine.end_overdue()
+            engine._supervisor.stamp = Stamp(phase, 0.0)
+            engine._supervisor.end_overdue()
             assert engine.num_open == 1
-    engine.stamp = Stamp(Phase.FORWARD, 0.0)
-    engine.end_overdue()
+    engine._supervisor.stamp = Stamp(Phase.FORWARD, 0.0)
+    engine._supervisor.end_overdue()
     assert ending_of(reply) == "TIMEOUT"
 
 
@@ -112,12 +113,12 @@ def test_nobody_is_ended_from_outside_when_the_step_is_over_meanwhile() -> None:
     engine, lock = idle_engine()
     reply = new_sequence([3], replace(PATIENT, total_s=-1))
     engine.submit(reply.sequence)
-    engine.stamp = Stamp(Phase.FORWARD, 0.0)
-    ending = threading.Thread(target=engine.end_overdue)
+    engine._supervisor.stamp = Stamp(Phase.FORWARD, 0.0)
+    ending = threading.Thread(target=engine._supervisor.end_overdue)
     with lock:
         ending.start()
         assert lock.is_waited_for.wait(WAIT_S)
-        engine.stamp = Stamp(Phase.SCHEDULING, 0.0)
+        engine._supervisor.stamp = Stamp(Phase.SCHEDULING, 0.0)
     ending.join(WAIT_S)
     assert engine.num_open == 1
     engine.end_now()
@@ -128,8 +129,8 @@ def test_a_short_step_is_left_to_the_generation_thread() -> None:
     engine, _ = idle_engine()
     reply = new_sequence([3], replace(PATIENT, total_s=-1))
     engine.submit(reply.sequence)
-    engine.stamp = Stamp(Phase.FORWARD, float("inf"))
-    engine.end_overdue()
+    engine._supervisor.stamp = Stamp(Phase.FORWARD, float("inf"))
+    engine._supervisor.end_overdue()
     assert engine.num_open == 1
     engine.end_now()
     assert ending_of(reply) == "SHUTTING_DOWN"
@@ -182,7 +183,7 @@ def test_who_is_ended_because_the_process_leaves_is_ended_once_and_nobody_comes_
         with pytest.raises(NotReady) as refusal:
             b.submit([5])
         assert refusal.value.code == "DRAINING"
-        assert not b.engine._is_accepting
+        assert not b.engine._admission.is_accepting
         b.gate.open()
         assert b.engine.wait_ended(WAIT_S)
         assert b.outcomes(running, waiting) == ["error{SHUTTING_DOWN}"] * 2
@@ -194,7 +195,7 @@ def test_no_outcome_is_lost_when_the_step_comes_back_while_everyone_is_ended(mon
         b.gate.hold()
         replies = [b.submit([n], max_tokens=9) for n in range(3, 9)]
         b.gate.wait_until_held()
-        tell, told = b.engine._tell, list[Terminal]()
+        tell, told = b.engine._admission._tell, list[Terminal]()
 
         def tell_late(*args: object) -> None:
             told.append(args[1])  # type: ignore[arg-type]
@@ -203,7 +204,7 @@ def test_no_outcome_is_lost_when_the_step_comes_back_while_everyone_is_ended(mon
                 assert b.engine.wait_ended(WAIT_S)
             tell(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(b.engine, "_tell", tell_late)
+        monkeypatch.setattr(b.engine._admission, "_tell", tell_late)
         b.engine.end_now()
         assert [ending_of(reply) for reply in replies] == ["SHUTTING_DOWN"] * 6
         assert b.outcomes(*replies) == ["error{SHUTTING_DOWN}"] * 6
@@ -218,7 +219,7 @@ def test_one_stall_has_one_code_though_the_step_comes_back_meanwhile(monkeypatch
         b.gate.hold()
         replies = [b.submit([n], max_tokens=9) for n in range(3, 9)]
         b.gate.wait_until_held()
-        take_out = b.engine._end_from_outside
+        take_out = b.engine._supervisor._end_from_outside
 
         def take_out_late(*args: object) -> None:
             if threading.get_ident() != generation and b.engine.state is EngineState.DEAD:
@@ -227,7 +228,7 @@ def test_one_stall_has_one_code_though_the_step_comes_back_meanwhile(monkeypatch
             take_out(*args)  # type: ignore[arg-type]
 
         generation = 0
-        monkeypatch.setattr(b.engine, "_end_from_outside", take_out_late)
+        monkeypatch.setattr(b.engine._supervisor, "_end_from_outside", take_out_late)
         assert [ending_of(reply) for reply in replies] == ["STALLED"] * 6
         assert b.outcomes(*replies) == ["error{STALLED}"] * 6
 
@@ -235,19 +236,20 @@ def test_one_stall_has_one_code_though_the_step_comes_back_meanwhile(monkeypatch
 def test_who_is_given_up_in_the_moment_it_has_loaded_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would accept requests that nobody will ever look at."""
     engine, lock = idle_engine()
-    engine.state, engine._is_accepting, engine._model = EngineState.LOADING, False, model_of(ScriptedRunner())
-    monkeypatch.setattr(engine, "liveness", lambda: "the model is still loading")
-    begin, giving_up = engine._begin, threading.Thread(target=engine.abandon)
+    engine._admission.state, engine._admission.is_accepting = EngineState.LOADING, False
+    engine._model = model_of(ScriptedRunner())
+    monkeypatch.setattr(engine._supervisor, "liveness", lambda: "the model is still loading")
+    begin, giving_up = engine._supervisor.begin, threading.Thread(target=engine.abandon)
 
     def begin_and_be_overtaken(phase: Phase) -> float:
         giving_up.start()
         assert lock.is_waited_for.wait(WAIT_S)
         return begin(phase)
 
-    monkeypatch.setattr(engine, "_begin", begin_and_be_overtaken)
+    monkeypatch.setattr(engine._supervisor, "begin", begin_and_be_overtaken)
     engine._become_ready()
     giving_up.join(WAIT_S)
-    assert (engine.state, engine._is_accepting) == (EngineState.DEAD, False)
+    assert (engine.state, engine._admission.is_accepting) == (EngineState.DEAD, False)
 
 
 # ---- admission
@@ -255,7 +257,7 @@ def test_who_is_given_up_in_the_moment_it_has_loaded_is_dead(monkeypatch: pytest
 
 def test_only_time_with_work_counts_for_how_fast_requests_leave() -> None:
     with bench(max_slots=1) as b:
-        rate = b.engine._service_rate
+        rate = b.engine._admission._service_rate
         b.gate.hold()
         replies = [b.submit([n], max_tokens=1) for n in (3, 4)]
         assert rate._working_since is not None
@@ -268,7 +270,7 @@ def test_room_is_looked_for_under_the_lock() -> None:
     """A set that changes while it is walked raises, and a request would be answered 500."""
     with bench() as b:
         looked = threading.Thread(target=b.engine.check_room)
-        with b.engine._lock:
+        with b.engine._admission.lock:
             looked.start()
             looked.join(0.05)
             assert looked.is_alive()

@@ -186,7 +186,7 @@ def test_a_draw_behind_a_guess_that_fails_is_made_in_the_next_step(monkeypatch: 
         return sample(logits, rows)
 
     monkeypatch.setattr(runner, "forward", forward_and_note)
-    monkeypatch.setattr("worker.engine.engine.sample", draw_once)
+    monkeypatch.setattr("worker.engine.draws.sample", draw_once)
     engine = new_engine(runner=runner, speculation="ngram")
     try:
         reply = new_sequence(prompt, replace(PATIENT, token_s=5), max_tokens=12)

@@ -3,13 +3,16 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
+admission = taking_from("worker/engine/admission.py", "tests/engine/test_engine.py")
+supervisor = taking_from("worker/engine/supervisor.py", "tests/engine/test_engine.py")
+log = taking_from("worker/observe/log.py", "tests/engine/test_engine.py")
 _OUTSIDE = "tests/engine/test_from_outside.py"
 
 _ADMISSION = [
-    engine(
+    admission(
         "the lock in submit: checked and queued at once",
         """\
-        with self._lock:
+        with self.lock:
             self._check_room(len(sequence.prompt_ids))
 """,
         """\
@@ -18,28 +21,28 @@ _ADMISSION = [
 """,
         "test_a_submit_is_wholly_before_or_wholly_after_a_shutdown",
     ),
-    engine(
+    admission(
         "nothing is accepted while the engine loads, drains or is dead",
         """\
-        if not self._is_accepting or self._is_leaving:
+        if not self.is_accepting or self._is_leaving():
             raise self._not_ready()
 """,
         "",
         "test_behind_a_stop_nothing_is_accepted",
     ),
-    engine(
+    admission(
         "requests are bounded in number",
         "        if num_open >= settings.max_streams:\n",
         "        if num_open < 0:\n",
         "test_overloaded_at_the_limit_and_not_before",
     ),
-    engine(
+    admission(
         "what waits is bounded in tokens",
         "        if num_waiting_tokens and too_many > 0:",
         "        if num_waiting_tokens < 0:",
         "tests/test_jobs.py::test_prompts_that_wait_are_bounded_in_tokens",
     ),
-    engine(
+    admission(
         "into an empty queue any prompt may go",
         "        if num_waiting_tokens and too_many > 0:",
         "        if too_many > 0:",
@@ -48,33 +51,33 @@ _ADMISSION = [
     engine(
         "a submit wakes an idle engine",
         """\
-            self._inbox.append(sequence)
+        self._admission.submit(sequence)
         self._waiter.wake()
 """,
-        "            self._inbox.append(sequence)\n",
+        "        self._admission.submit(sequence)\n",
         "test_an_idle_engine_hears_a_cancel_and_a_submit_at_once",
     ),
     engine(
         "the loop arms before it looks",
         """\
             self._waiter.arm()
-            if self._is_stopping:  # behind `arm`: a stop in between would be slept over
+            if self._supervisor.is_stopping:  # behind `arm`: a stop in between would be slept over
                 return
-            now = self._begin(Phase.SCHEDULING)
+            now = self._supervisor.begin(Phase.SCHEDULING)
             self._take_inbox()
             self._end_unwanted(now)
             self._drain_if_asked(now)
-            self._narrate_places()
+            narrate_places(self._scheduler.waiting)
             rows = self._scheduler.schedule()
 """,
         """\
-            if self._is_stopping:  # behind `arm`: a stop in between would be slept over
+            if self._supervisor.is_stopping:  # behind `arm`: a stop in between would be slept over
                 return
-            now = self._begin(Phase.SCHEDULING)
+            now = self._supervisor.begin(Phase.SCHEDULING)
             self._take_inbox()
             self._end_unwanted(now)
             self._drain_if_asked(now)
-            self._narrate_places()
+            narrate_places(self._scheduler.waiting)
             rows = self._scheduler.schedule()
             self._waiter.arm()
 """,
@@ -92,7 +95,7 @@ _DRAIN = [
     engine(
         "a drain accepts nothing more",
         """\
-            self._stop_accepting()
+            self._admission.stop_accepting()
             self._drain_at = now
 """,
         "            self._drain_at = now\n",
@@ -101,7 +104,7 @@ _DRAIN = [
     engine(
         "a drain has a limit",
         """\
-        if now - self._drain_at >= self._drain_limit_s and self._open:
+        if now - self._drain_at >= self._drain_limit_s and self.num_open:
             self._end_everyone(ShuttingDown(SHUTTING_DOWN))
 """,
         "",
@@ -124,27 +127,28 @@ _DRAIN = [
     ),
     engine(
         "a stop accepts nothing more",
-        "            self._stop_accepting()  # a submit that comes later than this is refused, one that came before is"
-        " ended\n",
-        "",
+        """\
+            self._admission.stop_accepting()
+            is_given_up""",
+        "            is_given_up",
         "test_behind_a_stop_nothing_is_accepted",
     ),
-    engine(
+    admission(
         "the lock in a shutdown",
         """\
-    def _stop_accepting(self) -> None:
-        with self._lock:
+        with self.lock:
+            self.is_accepting = False
 """,
         """\
-    def _stop_accepting(self) -> None:
         if True:
+            self.is_accepting = False
 """,
         "test_a_submit_is_wholly_before_or_wholly_after_a_shutdown",
     ),
     engine(
         "a stop ends everyone",
         """\
-            self._end_everyone(self._death if is_given_up else ShuttingDown(SHUTTING_DOWN))
+            self._end_everyone(self._supervisor.death if is_given_up else ShuttingDown(SHUTTING_DOWN))
         except BaseException""",
         """\
             pass
@@ -177,26 +181,26 @@ _DEATH = [
     engine(
         "the lock in a death",
         """\
-        with self._lock:
-            self._is_accepting = False
-            self.state = EngineState.DEAD
+        with admission.lock:
+            admission.is_accepting = False
+            admission.state = EngineState.DEAD
 """,
         """\
         if True:
-            self._is_accepting = False
-            self.state = EngineState.DEAD
+            admission.is_accepting = False
+            admission.state = EngineState.DEAD
 """,
         "test_who_comes_in_the_moment_of_a_death_is_ended[itself]",
     ),
     engine(
         "the lock around becoming ready",
         """\
-        with self._lock:
-            if self.state is EngineState.DEAD:  # given up already
+        with admission.lock:
+            if admission.state is EngineState.DEAD:  # given up already
 """,
         """\
         if True:
-            if self.state is EngineState.DEAD:  # given up already
+            if admission.state is EngineState.DEAD:  # given up already
 """,
         "test_an_engine_that_is_given_up_while_it_becomes_ready_is_dead",
     ),
@@ -209,7 +213,7 @@ _DEATH = [
     engine(
         "a fault of the loop ends everyone",
         """\
-            self._end_everyone(self._death)
+            self._end_everyone(self._supervisor.death)
         except""",
         """\
             pass
@@ -219,10 +223,10 @@ _DEATH = [
     engine(
         "an engine that dies accepts nothing more",
         """\
-            self._is_accepting = False
-            self.state = EngineState.DEAD
+            admission.is_accepting = False
+            admission.state = EngineState.DEAD
 """,
-        "            self.state = EngineState.DEAD\n",
+        "            admission.state = EngineState.DEAD\n",
         "test_while_a_dying_engine_ends_everyone_nothing_is_accepted",
     ),
     engine(
@@ -235,11 +239,11 @@ _DEATH = [
         "one stream that cannot be ended well does not cost the others their ending",
         """\
             except Exception as fault:  # one stream that cannot be ended well must not cost the others their ending
-                self._close(sequence, failure_event(error, sequence.usage))
+                self._admission.close(sequence, failure_event(error, sequence.usage))
 """,
         """\
             except ZeroDivisionError as fault:
-                self._close(sequence, failure_event(error, sequence.usage))
+                self._admission.close(sequence, failure_event(error, sequence.usage))
 """,
         "test_one_stream_that_cannot_be_ended_well_does_not_cost_the_others_their_ending",
     ),
@@ -251,29 +255,29 @@ _DEATH = [
     ),
     engine(
         "the finally that says that the thread is gone",
-        "            self._done.release()\n\n    def _stop_accepting",
-        "\n    def _stop_accepting",
+        "            self._supervisor.done.release()\n",
+        "",
         "test_the_model_is_let_go_with_the_thread",
     ),
-    engine(
+    admission(
         "the records end with the thread",
-        "            self._records.close(None)\n",
+        "            self._records.close()\n",
         "            pass\n",
         "test_stop_ends_everyone_and_the_thread",
     ),
-    engine(
+    admission(
         "the records of a dead engine stay open for the watchdog",
         "        if self._has_ended and not self._num_debtors and self.state is not EngineState.DEAD:\n",
         "        if self._has_ended and not self._num_debtors:\n",
         "test_a_thread_that_dies_while_it_ends_everyone_leaves_nobody_waiting",
     ),
-    engine(
+    admission(
         "the records stay open for who still ends a stream",
         "        if self._has_ended and not self._num_debtors and self.state is not EngineState.DEAD:\n",
         "        if self._has_ended and self.state is not EngineState.DEAD:\n",
         f"{_OUTSIDE}::test_no_outcome_is_lost_when_the_step_comes_back_while_everyone_is_ended",
     ),
-    engine(
+    admission(
         "who still ends a stream closes the records in the end",
         """\
             self._num_debtors -= 1
@@ -284,38 +288,36 @@ _DEATH = [
     ),
     engine(
         "one stall has one code",
-        "self._death if is_given_up else ShuttingDown(SHUTTING_DOWN)",
+        "self._supervisor.death if is_given_up else ShuttingDown(SHUTTING_DOWN)",
         "ShuttingDown(SHUTTING_DOWN)",
         f"{_OUTSIDE}::test_one_stall_has_one_code_though_the_step_comes_back_meanwhile",
     ),
-    engine(
+    admission(
         "who leaves accepts nobody though a step is under way",
-        "        if not self._is_accepting or self._is_leaving:\n",
-        "        if not self._is_accepting:\n",
+        "        if not self.is_accepting or self._is_leaving():\n",
+        "        if not self.is_accepting:\n",
         f"{_OUTSIDE}::test_who_leaves_accepts_nobody_though_a_step_is_under_way",
         f"{_OUTSIDE}::test_a_drain_that_is_asked_for_refuses_at_once",
     ),
-    engine(
+    admission(
         "who is refused because the process leaves is told so",
-        "        if self._is_leaving and self.state is not EngineState.DEAD:\n",
+        "        if self._is_leaving() and self.state is not EngineState.DEAD:\n",
         "        if False:\n",
         f"{_OUTSIDE}::test_who_leaves_accepts_nobody_though_a_step_is_under_way",
     ),
-    engine(
+    supervisor(
         "nobody comes after those who are ended because the process leaves",
         """\
-            self._is_accepting = False
-            if self.state is not EngineState.DEAD:
-                self.state, self.reason = EngineState.DRAINING, SHUTTING_DOWN
-        self._is_stopping = True
+        self._admission.stop_accepting()
+        self.is_stopping = True
 """,
-        "            pass\n        self._is_stopping = True\n",
+        "        self.is_stopping = True\n",
         f"{_OUTSIDE}::test_who_is_ended_because_the_process_leaves_is_ended_once_and_nobody_comes_after",
     ),
-    engine(
+    admission(
         "the lock around a look for room",
         """\
-        with self._lock:
+        with self.lock:
             self._check_room(0)
 """,
         "        self._check_room(0)\n",
@@ -324,29 +326,25 @@ _DEATH = [
     engine(
         "an engine that was given up does not become ready",
         """\
-            if self.state is EngineState.DEAD:  # given up already
+            if admission.state is EngineState.DEAD:  # given up already
                 return
 """,
         "",
         "test_a_load_that_takes_too_long_is_given_up_for_good",
     ),
-    engine(
+    admission(
         "an engine that was given up stays dead",
         """\
-    def _stop_accepting(self) -> None:
-        with self._lock:
-            self._is_accepting = False
+            self.is_accepting = False
             if self.state is not EngineState.DEAD:
 """,
         """\
-    def _stop_accepting(self) -> None:
-        with self._lock:
-            self._is_accepting = False
+            self.is_accepting = False
             if True:
 """,
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
-    engine(
+    supervisor(
         "loading has a limit",
         """\
             return f"the model is still loading after {limit_s:g} s" if now - self.started_at > limit_s else ""
@@ -356,7 +354,7 @@ _DEATH = [
 """,
         "test_a_load_that_takes_too_long_is_given_up_for_good",
     ),
-    engine(
+    log(
         "nobody who reads the records harms nobody",
         """\
         except ChannelBroken:
@@ -369,7 +367,7 @@ _DEATH = [
 ]
 
 _ENDINGS = [
-    engine(
+    admission(
         "a stream is ended and noted once",
         """\
             if sequence not in self._open:
@@ -379,10 +377,10 @@ _ENDINGS = [
         "            self._open.add(sequence)\n            self._take_out(sequence)\n",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
-    engine(
+    admission(
         "the lock around who ends a stream",
         """\
-        with self._lock:
+        with self.lock:
             if sequence not in self._open:
 """,
         """\
@@ -391,13 +389,13 @@ _ENDINGS = [
 """,
         "test_of_two_who_end_one_stream_at_once_one_does",
     ),
-    engine(
+    admission(
         "every stream is closed with its terminal event",
         "            sequence.sender.close(terminal)\n            if sequence.narrator",
         "            if sequence.narrator",
         "test_when_the_terminal_event_is_there_slot_and_place_are_free",
     ),
-    engine(
+    admission(
         "the finally that closes a stream whose reader is gone",
         """\
         finally:
@@ -409,7 +407,7 @@ _ENDINGS = [
 """,
         "test_a_reader_that_is_gone_is_a_cancel",
     ),
-    engine(
+    admission(
         "a stream that was ended from outside can be ended again",
         """\
         except (ChannelBroken, ChannelClosed):
@@ -419,21 +417,21 @@ _ENDINGS = [
             pass  # the reader is gone, or""",
         "test_a_stream_that_was_ended_from_outside_costs_only_its_own_row",
     ),
-    engine(
+    admission(
         "metrics come before the terminal event",
         "            sequence.sender.send(metrics_event(sequence, outcome, vram_bytes))\n",
         "            pass\n",
         "test_metrics_come_once_before_the_terminal",
     ),
-    engine(
+    admission(
         "a narrator is closed with its stream",
         "                sequence.narrator.close()\n",
         "                pass\n",
         "test_narration_says_what_happens_and_ends_with_the_stream",
     ),
-    engine(
+    admission(
         "each request has an outcome",
-        "                sequence.narrator.close()\n            self._record(outcome)\n",
+        "                sequence.narrator.close()\n            self._records.send(outcome)\n",
         "                sequence.narrator.close()\n",
         "test_max_tokens_is_a_length_stop",
     ),
@@ -441,10 +439,10 @@ _ENDINGS = [
         "the slot is free before the terminal event is there",
         """\
         self._free(sequence)
-        self._close(sequence, terminal, self._vram_bytes())
+        self._admission.close(sequence, terminal, self._vram_bytes())
 """,
         """\
-        self._close(sequence, terminal, self._vram_bytes())
+        self._admission.close(sequence, terminal, self._vram_bytes())
         self._free(sequence)
 """,
         "test_when_the_terminal_event_is_there_slot_and_place_are_free",

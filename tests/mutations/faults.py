@@ -3,6 +3,9 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
+admission = taking_from("worker/engine/admission.py", "tests/engine/test_engine.py")
+supervisor = taking_from("worker/engine/supervisor.py", "tests/engine/test_engine.py")
+endings = taking_from("worker/engine/endings.py", "tests/engine/test_engine.py")
 sequence = taking_from("worker/engine/sequence.py", "tests/engine/test_engine.py")
 watchdog = taking_from("worker/observe/watchdog.py", "tests/observe/test_watchdog.py")
 
@@ -107,82 +110,83 @@ _FAULTS = [
 ]
 
 _STALL = [
-    engine(
+    supervisor(
         "an engine that lives cannot be abandoned",
         """\
         if not reason:
             return False
-        with self._lock:
+        admission = self._admission
+        with admission.lock:
 """,
-        "        with self._lock:\n",
+        "        admission = self._admission\n        with admission.lock:\n",
         "test_an_engine_that_lives_is_not_abandoned",
     ),
-    engine(
+    supervisor(
         "the lock in giving an engine up",
         """\
-        with self._lock:
-            is_stalled = self.state is not EngineState.DEAD
+        with admission.lock:
+            is_stalled = admission.state is not EngineState.DEAD
 """,
         """\
         if True:
-            is_stalled = self.state is not EngineState.DEAD
+            is_stalled = admission.state is not EngineState.DEAD
 """,
         "tests/engine/test_from_outside.py::test_who_is_given_up_in_the_moment_it_has_loaded_is_dead",
     ),
-    engine(
+    supervisor(
         "an abandoned engine accepts nothing more",
         """\
-            self._is_accepting = False
-            self.state, self.reason = EngineState.DEAD, reason
+            admission.is_accepting = False
+            admission.state, admission.reason = EngineState.DEAD, reason
 """,
-        "            self.state, self.reason = EngineState.DEAD, reason\n",
+        "            admission.state, admission.reason = EngineState.DEAD, reason\n",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
-    engine(
+    supervisor(
         "an abandoned engine stops when its step comes back",
-        "        self._is_stopping = True  # should the step come back after all\n",
+        "        self.is_stopping = True  # should the step come back after all\n",
         "",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
-    engine(
+    supervisor(
         "a stall is told from a death",
         "            if is_stalled:  # whoever",
         "            if False:  # whoever",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
     ),
-    engine(
+    supervisor(
         "two who give a stalled engine up say the same",
-        "lambda sequence: failure_event(self._death, sequence.usage)",
-        'lambda sequence: failure_event(self._death if is_stalled else EngineDead("dead"), sequence.usage)',
+        "lambda sequence: failure_event(self.death, sequence.usage)",
+        'lambda sequence: failure_event(self.death if is_stalled else EngineDead("dead"), sequence.usage)',
         "test_two_who_give_up_a_stalled_engine_at_once_say_the_same",
     ),
-    engine(
+    admission(
         "the rate of those who leave is written under the lock",
         "            self._take_out(sequence)\n        self._tell(sequence, terminal, vram_bytes)\n",
         "        self._take_out(sequence)\n        self._tell(sequence, terminal, vram_bytes)\n",
         "test_the_rate_of_those_who_leave_is_written_under_the_lock_it_is_read_under",
     ),
-    engine(
+    admission(
         "every stream of an abandoned engine is ended",
         "                self._tell(sequence, terminal)\n"
         "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
         " ending\n"
-        "                self._log",
-        "                pass\n            except Exception as fault:\n                self._log",
+        "                self._records.log",
+        "                pass\n            except Exception as fault:\n                self._records.log",
         "test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their_ending",
     ),
-    engine(
+    admission(
         "one stream that cannot be abandoned well does not cost the others their ending",
         "            except Exception as fault:  # one stream that cannot be ended well must not cost the others their"
-        " ending\n                self._log",
-        "            except ZeroDivisionError as fault:\n                self._log",
+        " ending\n                self._records.log",
+        "            except ZeroDivisionError as fault:\n                self._records.log",
         "test_one_stream_that_cannot_be_abandoned_well_does_not_cost_the_others_their_ending",
     ),
-    engine(
+    supervisor(
         "a stall leaves the stacks of all threads",
         """\
         if is_stalled:
-            self._log(logging.CRITICAL, all_stacks())
+            self._records.log(logging.CRITICAL, all_stacks())
 """,
         "",
         "test_a_step_that_does_not_come_back_ends_every_stream_from_outside",
@@ -325,38 +329,38 @@ _DEADLINES = [
     ),
     engine(
         "the loop looks at deadlines",
-        "            elif is_deadline_tick and (terminal := self._end_if_overdue(sequence, now)):\n",
-        "            elif False and (terminal := self._end_if_overdue(sequence, now)):\n",
+        "            elif is_deadline_tick and (terminal := overdue_event(sequence, now)):\n",
+        "            elif False and (terminal := overdue_event(sequence, now)):\n",
         "test_timeout_of_a_request_that_goes_on_and_on",
     ),
-    engine(
+    endings(
         "a stream that nobody claims is cancelled",
         """\
-            sequence.cancelled_by = sequence.cancelled_by or overdue
-            return end_event(sequence, StopReason.CANCELLED)
+        sequence.cancelled_by = sequence.cancelled_by or overdue
+        return end_event(sequence, StopReason.CANCELLED)
 """,
-        "            return None\n",
+        "        return None\n",
         "test_a_stream_that_nobody_claims_is_cancelled",
     ),
-    engine(
+    supervisor(
         "nobody is ended from outside while tokens are delivered",
         """\
         if self._is_computing and now - self.stamp.at > LONG_STEP_S:
-            self._end_from_outside(lambda sequence: self._end_if_overdue(sequence, now) if self._is_computing else None)
+            self._end_from_outside(lambda sequence: overdue_event(sequence, now) if self._is_computing else None)
 """,
         """\
         if now - self.stamp.at > LONG_STEP_S:
-            self._end_from_outside(lambda sequence: self._end_if_overdue(sequence, now))
+            self._end_from_outside(lambda sequence: overdue_event(sequence, now))
 """,
         "tests/engine/test_from_outside.py::test_nobody_is_ended_from_outside_while_tokens_are_delivered",
     ),
-    engine(
+    supervisor(
         "a step that is over when its turn comes is left to the generation thread",
-        "(lambda sequence: self._end_if_overdue(sequence, now) if self._is_computing else None)",
-        "(lambda sequence: self._end_if_overdue(sequence, now))",
+        "(lambda sequence: overdue_event(sequence, now) if self._is_computing else None)",
+        "(lambda sequence: overdue_event(sequence, now))",
         "tests/engine/test_from_outside.py::test_nobody_is_ended_from_outside_when_the_step_is_over_meanwhile",
     ),
-    engine(
+    supervisor(
         "a short step is left to the generation thread",
         " and now - self.stamp.at > LONG_STEP_S:",
         ":",

@@ -119,9 +119,8 @@ _SCHEDULING = [
         """\
         if self._is_sharing:
             self._scheduler.publish(sequence)
-        sequence.append(token_id, now)
 """,
-        "        sequence.append(token_id, now)\n",
+        "",
         "test_a_prompt_that_begins_like_another_is_not_computed_again",
     ),
     memory(

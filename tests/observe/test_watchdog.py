@@ -123,18 +123,18 @@ def test_a_step_that_comes_back_between_two_looks_costs_nobody_an_ending(
     replaced while streams are open.
     """
     engine = Engine(replace(Settings()), ThreadWakeup(), lambda *_: pytest.fail("it is never loaded"))
-    engine.state = EngineState.READY
+    engine._admission.state = EngineState.READY
     reply = new_sequence([3])
-    engine._open.add(reply.sequence)
-    engine._service_rate.came(0.0)
+    engine._admission._open.add(reply.sequence)
+    engine._admission._service_rate.came(0.0)
     overdue = itertools.chain(["the step has not come back"] * num_overdue, itertools.repeat(""))
     waits = iter([False] * 5)  # and then the thread has ended
     num_open_at_replacement: list[int] = []
-    monkeypatch.setattr(engine, "liveness", lambda: next(overdue))
-    monkeypatch.setattr(engine, "wait_ended", lambda timeout_s: next(waits, True))
+    monkeypatch.setattr(engine._supervisor, "liveness", lambda: next(overdue))
+    monkeypatch.setattr(engine._supervisor, "wait_ended", lambda timeout_s: next(waits, True))
     engine.on_dead = lambda: num_open_at_replacement.append(engine.num_open)
 
-    watch(engine)
+    watch(engine._supervisor)
 
     assert num_open_at_replacement in ([], [0]), "the process is replaced under an open stream"
     is_over = next(waits, True)

@@ -43,11 +43,12 @@ class Bench:
     def submit_together(self, prompts: list[list[int]], **params: Any) -> list[Reply]:
         """Queue several between two steps, so that the same step finds all of them."""
         replies = [new_sequence(prompt_ids, PATIENT, TOKENIZER, **params) for prompt_ids in prompts]
-        with self.engine._lock:
+        admission = self.engine._admission
+        with admission.lock:
             for _ in replies:
-                self.engine._service_rate.came(time.monotonic())
-            self.engine._open |= {reply.sequence for reply in replies}
-            self.engine._inbox.extend([reply.sequence for reply in replies])  # at once: one call under the GIL
+                admission._service_rate.came(time.monotonic())
+            admission._open |= {reply.sequence for reply in replies}
+            admission.inbox.extend([reply.sequence for reply in replies])  # at once: one call under the GIL
         self.engine._waiter.wake()
         return replies
 

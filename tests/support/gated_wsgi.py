@@ -85,9 +85,9 @@ def show() -> Any:
         fds=len(os.listdir("/proc/self/fd")),
         threads=len(os.listdir("/proc/self/task")),
         num_accepted=num_accepted,
-        waiting=len(engine._scheduler.waiting) + len(engine._inbox),
-        marked=[_place(sequence) for sequence in tuple(engine._open) if is_marked(sequence)],
-        stages=[stage_of(sequence) for sequence in tuple(engine._open)],
+        waiting=len(engine._scheduler.waiting) + len(engine._admission.inbox),
+        marked=[_place(sequence) for sequence in tuple(engine._admission._open) if is_marked(sequence)],
+        stages=[stage_of(sequence) for sequence in tuple(engine._admission._open)],
         struck=strikes.struck,
     )
 

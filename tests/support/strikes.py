@@ -129,7 +129,7 @@ class Strikes:
         Sequence.append = appended  # type: ignore[method-assign, assignment]
 
     def _marked(self) -> list[Sequence]:
-        return [sequence for sequence in tuple(self._engine._open) if is_marked(sequence)]
+        return [sequence for sequence in tuple(self._engine._admission._open) if is_marked(sequence)]
 
     def _nothing(self) -> None:
         pass

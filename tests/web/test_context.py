@@ -104,7 +104,7 @@ def test_a_body_that_was_not_read_costs_its_connection(app: Flask, length: int) 
 
 def test_a_refusal_says_when_to_come_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = app.extensions["endstop"].engine
-    monkeypatch.setattr(engine, "_is_accepting", False)
+    monkeypatch.setattr(engine._admission, "is_accepting", False)
     answer = app.test_client().post("/execute", json=PROMPT)
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0

@@ -36,7 +36,7 @@ def test_probes_say_that_a_step_does_not_come_back(app: Flask, monkeypatch: pyte
 
 def test_readiness_ends_where_requests_are_refused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = app.extensions["endstop"].engine
-    monkeypatch.setattr(engine, "_open", set(range(app.extensions["endstop"].settings.max_streams)))
+    monkeypatch.setattr(engine._admission, "_open", set(range(app.extensions["endstop"].settings.max_streams)))
     answer = app.test_client().get("/ready")
     assert (answer.status_code, answer.get_json()["state"]) == (503, "FULL")
 

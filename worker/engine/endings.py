@@ -1,4 +1,4 @@
-"""The last words about a sequence: its terminal event, its metrics, its outcome. Pure functions, no torch."""
+"""The last words about a sequence: its terminal event, its metrics, its outcome. No torch."""
 
 import time
 
@@ -20,6 +20,17 @@ INCOMPLETE = failure_event(Incomplete("the generation went away without saying w
 def end_event(sequence: Sequence, reason: StopReason) -> End:
     """The terminal event of a sequence that did not fail."""
     return End(reason, sequence.usage, round(_decode_s(sequence) * 1e3, 3), sequence.stop_strings.matched)
+
+
+def overdue_event(sequence: Sequence, now: float) -> Terminal | None:
+    """The terminal event of a sequence of which one wait has lasted too long. Notes who cancels it, if that is how."""
+    overdue = sequence.overdue(now)
+    if isinstance(overdue, GenerationFailed):
+        return failure_event(overdue, sequence.usage)
+    if overdue is not None:
+        sequence.cancelled_by = sequence.cancelled_by or overdue
+        return end_event(sequence, StopReason.CANCELLED)
+    return None
 
 
 def metrics_event(sequence: Sequence, outcome: Outcome, vram_bytes: int) -> Metrics:

@@ -66,7 +66,7 @@ class Sequence:
     scheduled_at: float | None = None
     lookup: Lookup = field(default_factory=Lookup)
 
-    # set by who ends the stream, under the engine's lock; nothing more is delivered
+    # set by who ends the stream, under the lock of admission.py; nothing more is delivered
     is_ended: bool = False
 
     # set by the engine

@@ -1,6 +1,6 @@
 """How fast requests have been leaving lately, and so how long one more has to wait. Pure Python, no torch.
 
-Any thread, under the engine's lock: a deque that changes while it is read raises.
+Any thread, under its owner's lock: a deque that changes while it is read raises.
 """
 
 import math

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from worker.events import Usage
-from worker.streams.channel import Receiver
+from worker.streams.channel import ChannelBroken, Receiver, SendChannel
 
 logger = logging.getLogger("endstop")
 
@@ -64,6 +64,28 @@ class Outcome:
 
 
 Record = LogLine | Outcome
+
+
+class RecordSender:
+    """The engine's end of the log: never waits, and does not mind when nobody writes. Any thread."""
+
+    def __init__(self, sender: SendChannel[Record, None]) -> None:
+        self._sender = sender
+
+    def log(self, level: int, text: str) -> None:
+        """Say something. The level is one of `logging`."""
+        self.send(LogLine(level, text))
+
+    def send(self, record: Record) -> None:
+        """Say how a request ended, or anything else."""
+        try:
+            self._sender.send(record)
+        except ChannelBroken:
+            pass  # nobody writes a log any more: the process is on its way out
+
+    def close(self) -> None:
+        """There is nothing more to say. The housekeeper ends when it has written what is there."""
+        self._sender.close(None)
 
 
 class RecordWriter:

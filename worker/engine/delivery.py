@@ -1,0 +1,57 @@
+"""What the reader of a stream is told on the way: text as it becomes decidable, and narration. No torch.
+
+The last words are in endings.py. Generation thread only.
+"""
+
+from collections.abc import Iterable
+
+from worker.engine.scheduler import Row
+from worker.engine.sequence import Sequence
+from worker.events import StopReason, Token
+
+
+def deliver_token(sequence: Sequence, token_id: int, is_eos: bool, now: float) -> StopReason | None:
+    """Give a sequence its next token, and its reader what has become decidable.
+
+    Returns:
+        Why that was the last one, or None.
+    """
+    sequence.append(token_id, now)
+    is_last = is_eos or len(sequence.output_ids) >= sequence.params.max_tokens
+    text = "" if is_eos else sequence.detokenizer.push(token_id)
+    if is_last:
+        text += sequence.detokenizer.flush()
+    text = sequence.stop_strings.push(text)
+    has_stopped = sequence.stop_strings.matched is not None
+    if is_last and not has_stopped:
+        text += sequence.stop_strings.flush()
+    if text:
+        num_tokens = len(sequence.output_ids)
+        sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released))
+        sequence.num_released = num_tokens
+    if has_stopped:
+        return StopReason.STOP_SEQUENCE
+    if is_last:
+        return StopReason.EOS if is_eos else StopReason.MAX_TOKENS
+    return None
+
+
+def narrate_places(waiting: Iterable[Sequence]) -> None:
+    """Tell those who wait where they are in the queue, whenever it has changed."""
+    for place, sequence in enumerate(waiting, 1):
+        if sequence.narrator is not None and sequence.narrated_place != place:
+            sequence.narrated_place = place
+            sequence.narrator.say("scheduler", "queued", "request", f"queued at position {place}")
+
+
+def narrate_starts(rows: list[Row]) -> None:
+    """Tell those whose prompt or answer begins in this step."""
+    for row in rows:
+        narrator = row.sequence.narrator
+        if narrator is None:
+            continue
+        if not row.is_decode and row.start == row.sequence.num_cached and not row.sequence.output_ids:
+            num_tokens = len(row.sequence.prompt_ids) - row.start
+            narrator.say("engine", "prefilling", "prompt", f"prefilling {num_tokens} tokens")
+        elif row.is_decode and len(row.sequence.output_ids) == 1:
+            narrator.say("engine", "decoding", "answer", "answering")
