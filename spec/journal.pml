@@ -29,7 +29,7 @@
 #define FIRST(event) ((event) / 16)
 #define LAST(event) ((event) % 16)
 
-/* worker/jobs.py: Job.__init__ */
+/* worker/job.py: Job.__init__ */
 byte journal[NUM_TOKENS + 2];  /* [0] is `started` */
 byte num_events = 1;
 bool has_ended;                /* `ended_at` is set */
@@ -73,7 +73,7 @@ end_slow:
   wake_listeners()
 }
 
-/* worker/jobs.py: Job._write_down
+/* worker/job.py: Job._write_down
    worker/streams/channel.py: ReceiveChannel.take */
 inline write_down() {
   do
@@ -117,7 +117,7 @@ inline write_down() {
 #define LOCKED atomic
 #endif
 
-/* worker/jobs.py: Job._events_from */
+/* worker/job.py: Job._events_from */
 inline look() {
   LOCKED {
     write_down();
@@ -126,7 +126,7 @@ inline look() {
 }
 
 #ifndef WATCHED
-/* worker/jobs.py: Job.expire
+/* worker/job.py: Job.expire
    worker/streams/channel.py: ReceiveChannel.peek_end */
 proctype sweeper() {
   byte event;
@@ -140,8 +140,8 @@ proctype sweeper() {
 }
 #endif
 
-/* worker/jobs.py: JobReader.close
-   worker/jobs.py: Job._leave
+/* worker/job.py: JobReader.close
+   worker/job.py: Job._leave
    worker/streams/channel.py: ReceiveChannel.unlisten */
 inline leave(r) {
   is_listening[r] = false;
@@ -199,9 +199,9 @@ inline receive() {
   }
 }
 
-/* worker/jobs.py: Job.read
-   worker/jobs.py: JobReader.__init__
-   worker/jobs.py: JobReader.read
+/* worker/job.py: Job.read
+   worker/job.py: JobReader.__init__
+   worker/job.py: JobReader.read
    worker/streams/channel.py: ReceiveChannel.listen
    worker/web/sse.py: stream_job */
 proctype client(byte c) {

@@ -21,7 +21,9 @@ from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
 from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
-from worker.jobs import LONG_CHARACTERS, SHORT_CHARACTERS, Job, JobReader, Jobs, OnDisconnect
+from worker.job import Job, JobReader, OnDisconnect
+from worker.jobs import Jobs
+from worker.prompts import LONG_CHARACTERS, SHORT_CHARACTERS
 from worker.request import GenerateRequest, Message
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
@@ -275,7 +277,7 @@ def test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside(
                 places.append(self.name)
                 return work()
 
-        jobs._aside, jobs._far_aside = Noting("aside"), Noting("far")
+        jobs._encoder._aside, jobs._encoder._far_aside = Noting("aside"), Noting("far")
         monkeypatch.setattr(engine.model.tokenizer, "_encode", lambda text, add_special_tokens: [5])
         monkeypatch.setattr(engine.model.tokenizer, "_span", 10**6)
         for length in (SHORT_CHARACTERS, SHORT_CHARACTERS + 1, LONG_CHARACTERS, LONG_CHARACTERS + 1):

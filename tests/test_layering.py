@@ -1,4 +1,7 @@
-"""Imports run one way: web -> jobs -> engine -> streams, observe -> request, events, errors, settings."""
+"""Imports run one way.
+
+web -> jobs -> job, prompts -> engine -> streams, observe -> request, events, errors, settings
+"""
 
 import ast
 import sys
@@ -15,6 +18,7 @@ LEVELS = [
     {"worker.request", "worker.events", "worker.errors", "worker.settings"},
     {"worker.streams", "worker.observe"},
     {"worker.engine"},
+    {"worker.job", "worker.prompts"},
     {"worker.jobs"},
     {"worker.web"},
     # what starts a process, or talks to one from outside: nobody imports these

@@ -1,14 +1,16 @@
-"""Guards of worker/jobs.py (the journal and its readers, who leaves, keys, what is forgotten when) and of encoding."""
+"""Guards of jobs: the journal and its readers, who leaves, keys, what is forgotten when; and of encoding."""
 
 from tests.mutations.mutation import Mutation, taking_from
 
 jobs = taking_from("worker/jobs.py", "tests/test_jobs.py")
+job = taking_from("worker/job.py", "tests/test_jobs.py")
+prompts = taking_from("worker/prompts.py", "tests/test_jobs.py")
 tokenizer = taking_from("worker/engine/tokenizer.py", "tests/engine/test_tokenizer.py")
 span = taking_from("worker/engine/token_span.py", "tests/engine/test_token_span.py")
 aside = taking_from("worker/streams/aside.py", "tests/streams/test_aside.py")
 
 _JOURNAL = [
-    jobs(
+    job(
         "the lock around the journal",
         """\
         with self._lock:
@@ -22,7 +24,7 @@ _JOURNAL = [
 """,
         "test_between_taking_and_writing_down_nobody_looks[read]",
     ),
-    jobs(
+    job(
         "the lock around the journal, of the housekeeper",
         """\
             with self._lock:
@@ -34,13 +36,13 @@ _JOURNAL = [
         elif""",
         "test_between_taking_and_writing_down_nobody_looks[expire]",
     ),
-    jobs(
+    job(
         "the terminal event is written down",
         "        self._append([terminal])\n",
         "",
         "TestJournal",
     ),
-    jobs(
+    job(
         "the terminal event is written down once",
         """\
         if self.ended_at is not None:
@@ -50,19 +52,19 @@ _JOURNAL = [
         "        terminal: Terminal\n",
         "TestJournal",
     ),
-    jobs(
+    job(
         "a journal knows that it is complete",
         "        self.ended_at = time.monotonic()\n",
         "",
         "TestJournal",
     ),
-    jobs(
+    job(
         "nobody reads behind an event that is not there yet",
         "            if not -1 <= after < len(self._journal):\n",
         "            if False:\n",
         "TestJournal",
     ),
-    jobs(
+    job(
         "a reader arms before it looks",
         """\
             self._waiter.arm()
@@ -78,25 +80,25 @@ _JOURNAL = [
 """,
         "test_an_event_between_the_look_and_the_sleep_is_read",
     ),
-    jobs(
+    job(
         "a reader who has everything does not wait",
         "            if self.is_done or remaining_s <= 0:",
         "            if remaining_s <= 0:",
         "test_who_comes_back_with_the_last_number_does_not_wait",
     ),
-    jobs(
+    job(
         "a reader does not wait without a limit",
         "            if self.is_done or remaining_s <= 0:",
         "            if self.is_done:",
         "test_looking_is_not_waiting",
     ),
-    jobs(
+    job(
         "a reader who was closed reads nothing more",
         "            if self.is_closed or self.is_done:  # behind",
         "            if self.is_done:  # behind",
         "TestJournal",
     ),
-    jobs(
+    job(
         "a close ends a read in another thread",
         """\
         self.job._leave(self)
@@ -105,25 +107,25 @@ _JOURNAL = [
         "        self.job._leave(self)\n",
         "test_a_close_ends_a_read_in_another_thread",
     ),
-    jobs(
+    job(
         "a reader who has left is not woken any more",
         "        self._receiver.unlisten(self._waiter)\n",
         "",
         "test_a_reader_who_has_left_is_not_woken_any_more",
     ),
-    jobs(
+    job(
         "a look at a job is not a read",
         "        if self._receiver.peek_end() is not None:\n            with self._lock:\n",
         "        if True:\n            with self._lock:\n",
         "test_looking_at_a_job_does_not_look_like_reading_it",
     ),
-    jobs(
+    job(
         "a job does not keep the sender alive",
         "        self._sequence = weakref.ref(sequence)\n",
         "        self._sequence = lambda: sequence\n",
         "test_a_job_does_not_keep_a_forgotten_stream_open",
     ),
-    jobs(
+    job(
         "what a bug has dropped cannot be cancelled and harms nobody",
         """\
         if sequence is not None:
@@ -135,13 +137,13 @@ _JOURNAL = [
 ]
 
 _LEAVING = [
-    jobs(
+    job(
         "readers are counted",
         "            self._num_readers += 1\n",
         "",
         "TestJournal",
     ),
-    jobs(
+    job(
         "a reader leaves once",
         """\
             if reader.is_closed:
@@ -151,43 +153,43 @@ _LEAVING = [
         "            reader.is_closed = True\n",
         "TestJournal",
     ),
-    jobs(
+    job(
         "only the last reader who leaves cancels",
         "            is_last = self._num_readers == 0\n",
         "            is_last = True\n",
         "test_only_the_last_reader_who_leaves_cancels",
     ),
-    jobs(
+    job(
         "who has been told the end does not cancel",
         'self.on_disconnect == "cancel" and self._receiver.peek_end() is None:',
         'self.on_disconnect == "cancel":',
         "test_who_has_been_told_the_end_does_not_cancel_by_leaving",
     ),
-    jobs(
+    job(
         "a job that is to go on is not cancelled by leaving",
         'if is_last and self.on_disconnect == "cancel" and',
         "if is_last and",
         "test_a_job_that_is_to_go_on_is_not_cancelled_by_leaving",
     ),
-    jobs(
+    job(
         "the last reader who leaves cancels",
         '            self.cancel("client")\n',
         "            pass\n",
         "test_only_the_last_reader_who_leaves_cancels",
     ),
-    jobs(
+    job(
         "a job that nobody reads is cancelled",
         '            self.cancel("orphan")\n',
         "            pass\n",
         "test_the_time_without_readers_begins_when_the_last_one_leaves",
     ),
-    jobs(
+    job(
         "a job with a reader is no orphan",
         "        elif self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:\n",
         "        elif now - self._unread_since > orphan_ttl_s:\n",
         "test_the_time_without_readers_begins_when_the_last_one_leaves",
     ),
-    jobs(
+    job(
         "the time without readers begins when the last one leaves",
         "            self._num_readers -= 1\n            self._unread_since = time.monotonic()\n",
         "            self._num_readers -= 1\n",
@@ -217,7 +219,7 @@ _FORGETTING = [
         "test_a_job_that_somebody_reads_is_not_forgotten_with_another_reader",
         "tests/web/test_admission.py::test_a_reader_of_a_chat_reads_on_when_its_client_leaves",
     ),
-    jobs(
+    job(
         "who reads a job that is forgotten is told an ending",
         "        except ChannelClosed:",
         "        except ZeroDivisionError:",
@@ -323,13 +325,13 @@ _ADMISSION = [
         "",
         "test_a_full_server_refuses_before_it_encodes",
     ),
-    jobs(
+    prompts(
         "a prompt that can never fit is refused",
         "    if num_prompt_tokens >= max_context:\n",
         "    if False:\n",
         "test_what_can_never_fit_is_refused",
     ),
-    jobs(
+    prompts(
         "a prompt and an answer that never fit together are refused",
         "    if request.max_tokens > left:\n",
         "    if False:\n",
@@ -341,49 +343,49 @@ _ADMISSION = [
         "            if False:\n",
         "test_what_can_never_fit_is_refused",
     ),
-    jobs(
+    prompts(
         "a prompt without a token is refused",
         "        if not prompt_ids:\n",
         "        if False:\n",
         "test_a_prompt_without_a_token_is_refused",
     ),
-    jobs(
+    prompts(
         "a prompt that is far too long is not encoded",
         '            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
         "",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
-    jobs(
+    prompts(
         "a conversation that is far too long is not encoded",
         '                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")\n',
         "",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
-    jobs(
+    prompts(
         "what is long is encoded aside",
         "        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:\n",
         "        if True:\n",
         "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
     ),
-    jobs(
+    prompts(
         "a tokenizer in plain Python is used by one thread at a time",
         "        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:\n",
         "        if num_characters <= SHORT_CHARACTERS:\n",
         "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
     ),
-    jobs(
+    prompts(
         "what is long does not wait for what is very long",
         "        is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable\n",
         "        is_far = False\n",
         "test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside",
     ),
-    jobs(
+    prompts(
         "a default never makes a request too long",
         "min(left, default_max_tokens)\n",
         "default_max_tokens\n",
         "test_a_default_never_makes_a_request_too_long",
     ),
-    jobs(
+    prompts(
         "a limit of many digits is not repeated whole",
         "shorten(str(request.max_tokens))",
         "request.max_tokens",

@@ -64,7 +64,7 @@ settings = Settings.from_env(os.environ)
 engine = CountingEngine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
 shared = app.extensions["endstop"]
-for aside in (shared.aside, shared.jobs._aside, shared.jobs._far_aside):
+for aside in (shared.aside, shared.jobs._encoder._aside, shared.jobs._encoder._far_aside):
     aside.run(int)  # its thread comes with the first work, and one that comes later would look like a leak
 control = Blueprint("soak", __name__)
 

@@ -19,7 +19,7 @@ from tests.support.strikes import Strikes, is_marked, stage_of
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.sequence import Sequence
-from worker.jobs import JobReader
+from worker.job import JobReader
 from worker.settings import Settings
 from worker.streams.channel import SendChannel
 from worker.streams.native import native_sleep

@@ -11,7 +11,7 @@ from flask import Flask
 from tests.support.engines import wait_until
 from worker.errors import Overloaded
 from worker.events import End, StopReason, Token, Usage
-from worker.jobs import JobStatus
+from worker.job import JobStatus
 from worker.web.sse import DONE, PING, OpenStreams, collect, stream_job
 
 KEEP_ALIVE_S = 10.0

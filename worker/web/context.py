@@ -10,7 +10,8 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.engine.engine import Engine
 from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
-from worker.jobs import Job, Jobs, OnDisconnect
+from worker.job import Job, OnDisconnect
+from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
 from worker.request import Body, GenerateRequest, parse_body
 from worker.settings import Settings

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started
-from worker.jobs import Job, JobReader
+from worker.job import Job, JobReader
 from worker.request import GenerateRequest
 from worker.web.context import context, read_body, start_job
 from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, stream_job, usage_fields

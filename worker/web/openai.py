@@ -12,7 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from worker.errors import GenerationFailed, InvalidRequest, UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
-from worker.jobs import Job
+from worker.job import Job
 from worker.request import ChatCompletionRequest, CompletionRequest
 from worker.web.context import KEY_HEADER, Context, context, read_body, start_job
 from worker.web.refusals import openai_error, openai_kind

@@ -19,7 +19,7 @@ from worker.engine.engine import Engine
 from worker.engine.service_rate import ServiceRate
 from worker.errors import InferenceFailed, Overloaded
 from worker.events import Event, Usage
-from worker.jobs import JobReader
+from worker.job import JobReader
 from worker.streams.native import new_lock
 from worker.web.disconnect import DisconnectWatcher
 

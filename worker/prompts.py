@@ -1,0 +1,96 @@
+"""A prompt's way to tokens: where it is encoded, and whether it can ever fit. No Flask, no torch.
+
+Web side: any thread or greenlet.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from worker.errors import FieldError, InvalidRequest
+from worker.request import GenerateRequest, shorten
+from worker.streams.aside import Aside, new_aside
+
+if TYPE_CHECKING:
+    from worker.engine.loader import LoadedModel
+
+# What is shorter is encoded where it comes in, in a few milliseconds: a thread would be more trouble. What is longer
+# than the second waits for its like only.
+SHORT_CHARACTERS = 4_096
+LONG_CHARACTERS = 65_536
+MESSAGE_CHARACTERS = 50  # what a template writes around a message, about
+
+
+class PromptEncoder:
+    """Encodes prompts, long ones in threads of its own."""
+
+    def __init__(self) -> None:
+        self._aside, self._far_aside = new_aside(), new_aside()
+
+    def encode(self, request: GenerateRequest, model: "LoadedModel") -> list[int]:
+        """The prompt's token ids. What is long is encoded aside, and what can never fit is not encoded at all.
+
+        Raises:
+            InvalidRequest: It holds no token, or more than ever fit.
+        """
+        tokenizer, messages, prompt = model.tokenizer, request.messages, request.prompt or ""
+        encode: Callable[[], list[int]]
+        if messages is None:
+            num_characters = len(prompt)
+            encode = partial(tokenizer.encode, prompt)
+        else:
+            num_characters = sum(len(message.content) + MESSAGE_CHARACTERS for message in messages)
+            encode = partial(tokenizer.encode_chat, messages)
+        if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:
+            prompt_ids = encode()
+        elif messages is None:
+            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")
+            prompt_ids = self._place(num_characters, model).run(encode)
+        else:
+
+            def encode_if_it_fits() -> list[int]:
+                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")
+                return encode()
+
+            prompt_ids = self._place(num_characters, model).run(encode_if_it_fits)
+        if not prompt_ids:
+            raise InvalidRequest([FieldError(_input_field(request), "too_short", "holds no token; send some text")])
+        return prompt_ids
+
+    def _place(self, num_characters: int, model: "LoadedModel") -> Aside:
+        is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable
+        return self._far_aside if is_far else self._aside
+
+
+def _check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: int, least: str = "") -> None:
+    if num_prompt_tokens >= max_context:
+        message = (
+            f"is {least}{num_prompt_tokens} tokens long; prompt and answer together may have {max_context}, so send "
+            f"at most {max_context - 1}"
+        )
+        raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
+
+
+def max_tokens_of(
+    request: GenerateRequest, num_prompt_tokens: int, max_context: int, default_max_tokens: int | None
+) -> int:
+    """The request's own limit, or the default as far as the context leaves room for it.
+
+    Raises:
+        InvalidRequest: The prompt, or the answer behind it, can never fit.
+    """
+    _check_fits(request, num_prompt_tokens, max_context)
+    left = max_context - num_prompt_tokens
+    if request.max_tokens is None:
+        return left if default_max_tokens is None else min(left, default_max_tokens)
+    if request.max_tokens > left:
+        message = (
+            f"is {shorten(str(request.max_tokens))}, and the prompt has {num_prompt_tokens} tokens; together they may "
+            f"have {max_context}, so ask for at most {left}"
+        )
+        raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
+    return request.max_tokens
+
+
+def _input_field(request: GenerateRequest) -> str:
+    return "prompt" if request.messages is None else "messages"
