@@ -13,12 +13,13 @@ class Used:
     """Up to now."""
 
     cpu_s: float
+    resident_mib: float  # now
     peak_mib: float  # the sum of each process's own peak
 
 
 def used_by(session: int) -> Used:
     """What the living processes of a session have used."""
-    cpu_s = peak_mib = 0.0
+    cpu_s = resident_mib = peak_mib = 0.0
     for pid in pids_of(session):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -26,9 +27,10 @@ def used_by(session: int) -> Used:
         except FileNotFoundError:
             continue
         cpu_s += (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-        peak_mib += int(peaks[0]) / 1024 if peaks else 0.0
-    return Used(cpu_s, peak_mib)
+        kib = {line.split()[0]: int(line.split()[1]) for line in status.splitlines() if line.endswith("kB")}
+        resident_mib += kib.get("VmRSS:", 0) / 1024
+        peak_mib += kib.get("VmHWM:", 0) / 1024
+    return Used(cpu_s, resident_mib, peak_mib)
 
 
 def pids_of(session: int) -> list[int]:
