@@ -263,7 +263,7 @@ async def create_job(world: World, rng: random.Random, ask: Ask) -> Job | None:
         ledger.add(Kind.ANSWER, f"{ask.path} {ask.fields}: {exchange.status} {bytes(exchange.body[:300])!r}")
         return None
     job = Job(world, ask, json.loads(exchange.body)["job_id"], exchange.opened_at)
-    ledger.note_job(job.id, job.since, ask)
+    ledger.note_job(job.id, job.since, ask, exchange.ended_at)
     ledger.counts["jobs"] += 1
     return job
 

@@ -37,6 +37,7 @@ UNWANTED_S = 2.0
 _UNSEEN_LEAVES = {("error", "SLOW_CONSUMER")} | {("cancelled", by) for by in ("unclaimed", "orphan", "engine")}
 ROUNDING_S = 0.002  # of two of the log's milliseconds
 SHORTEST_DEADLINE_S = 2.5  # of those that asks.py draws
+NEAR_S = 60.0  # what may have to do with what happened to a job
 KILL_S = 1.0  # from our decision to kill to the death
 # What a 503 says when it is no refusal but the end of an answer that was not to be streamed.
 _FAILURES_503 = ("VRAM_OOM", "ENGINE_DEAD", "SHUTTING_DOWN", "SLOW_CONSUMER")
@@ -199,7 +200,8 @@ class Ledger:
         self.counts["read to the end" if last.ending is Ending.COMPLETE else f"streams {last.ending.value}"] += 1
         for exchange in exchanges:
             self._note_times(exchange, is_slow)
-        job = self._note_verdict(ask, verdict, asked_at or exchanges[0].opened_at, job_id, last.ending)
+        since, known_at = exchanges[0].opened_at, exchanges[0].first_byte_at or last.ended_at
+        job = self._note_verdict(ask, verdict, asked_at or since, known_at, job_id)
         if job is not None:
             if verdict.outcome is not None and not verdict.outcome.startswith("end"):
                 job.broken_text, job.was_replaced = verdict.text, around.was_replaced
@@ -219,11 +221,12 @@ class Ledger:
                 self.add(Kind.CUT, f"an answer that is {exchange.ending.value}: {bytes(exchange.body[:200])!r}")
             return
         verdict = judge_whole(ask, exchange.status, bytes(exchange.body), around)
-        self._note_verdict(ask, verdict, asked_at or exchange.opened_at, None, exchange.ending)
+        since, known_at = exchange.opened_at, exchange.first_byte_at or exchange.ended_at
+        self._note_verdict(ask, verdict, asked_at or since, known_at, None)
 
-    def note_job(self, job_id: str, since: float, ask: Ask) -> None:
+    def note_job(self, job_id: str, since: float, ask: Ask, known_at: float) -> None:
         """A job was accepted; nobody may ever read it."""
-        self._jobs.setdefault(job_id, _Job(since, ask))
+        self._jobs.setdefault(job_id, _Job(since, ask, known_at))
 
     def note_unwanted(self, job_id: str, at: float) -> None:
         """From this moment on, a job that was noted has nobody who wants it, and the server knows."""
@@ -243,7 +246,7 @@ class Ledger:
                 self.add(Kind.LATE, f"the first event came after {waited_s:.1f} s")
 
     def _note_verdict(
-        self, ask: Ask, verdict: Verdict, since: float, job_id: str | None, ending: Ending
+        self, ask: Ask, verdict: Verdict, since: float, known_at: float, job_id: str | None
     ) -> "_Job | None":
         job_id = verdict.job_id or job_id
         for kind, detail in verdict.findings:
@@ -252,7 +255,7 @@ class Ledger:
             self.outcomes[verdict.outcome] += 1
         if job_id is None:
             return None
-        job = self._jobs.setdefault(job_id, _Job(since, ask))
+        job = self._jobs.setdefault(job_id, _Job(since, ask, known_at))
         if verdict.outcome is not None and job.outcome not in (None, verdict.outcome):
             self.add(Kind.OUTCOME, f"job {job_id} told one reader {job.outcome} and another {verdict.outcome}")
         job.outcome = verdict.outcome or job.outcome
@@ -286,7 +289,7 @@ class Ledger:
                 for kind, detail in self._job_findings(job, written[job_id][0]):
                     self.add(kind, f"job {job_id} {detail}")
             elif not self._may_have_no_line(job):
-                self.add(Kind.OUTCOME, f"job {job_id} has no outcome line; its client was told {job.outcome}")
+                self.add(Kind.OUTCOME, f"job {job_id} has no outcome line; its client {self._story(job)}")
 
     def _job_findings(self, job: "_Job", line: "_Line") -> Iterator[Finding]:
         """What a job's line says that cannot be, after what its client has seen and done."""
@@ -313,7 +316,14 @@ class Ledger:
     def _may_have_no_line(self, job: "_Job") -> bool:
         """Whether a SIGKILL came before the line could be written: the only thing that nobody can write about."""
         return any(
-            one.is_kill and job.since - KILL_S <= one.began_at <= job.since + JOB_LIFE_S for one in self.replacements
+            one.is_kill and job.since - KILL_S <= one.began_at <= job.known_at + JOB_LIFE_S for one in self.replacements
+        )
+
+    def _story(self, job: "_Job") -> str:
+        times = [(one.name, one.began_at - job.since) for one in self.replacements]
+        near = ", ".join(f"{name} after {after_s:.1f} s" for name, after_s in times if abs(after_s) < NEAR_S)
+        return (
+            f"had its id after {job.known_at - job.since:.1f} s and was told {job.outcome}; {near or 'no worker left'}"
         )
 
     def shown_findings(self) -> list[str]:
@@ -359,6 +369,8 @@ class _Job:
 
     Attributes:
         since: When its client asked for it, monotonic.
+        known_at: When its client had its id, and the server had it: while a worker is replaced, requests wait for the
+            next one.
         outcome: What its readers were told.
         broken_text: All of its text, where it ended with something else than an end.
         was_replaced: Whether the process was told to end, or died, while it was read.
@@ -368,6 +380,7 @@ class _Job:
 
     since: float
     ask: Ask
+    known_at: float
     outcome: str | None = None
     broken_text: str | None = None
     was_replaced: bool = False

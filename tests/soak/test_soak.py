@@ -130,29 +130,38 @@ def kinds(ledger: Ledger) -> list[Kind]:
 
 def test_a_job_without_a_line_in_the_log() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger.compare_with_log("")
     assert kinds(ledger) == [Kind.OUTCOME]
 
 
 def test_a_job_whose_process_was_killed_may_have_none() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger.begin_replacement(Replacement("kill", is_kill=True, is_death=True, began_at=101.0))
     ledger.compare_with_log("")
     assert kinds(ledger) == []
 
 
+@pytest.mark.parametrize(("killed_at", "expected"), [(126.0, []), (128.0, [Kind.OUTCOME])])
+def test_a_job_that_waited_for_the_next_worker_lives_from_then_on(killed_at: float, expected: list[Kind]) -> None:
+    ledger = Ledger()
+    ledger.note_job("abc", 100.0, ASK, known_at=112.0)
+    ledger.begin_replacement(Replacement("kill", is_kill=True, is_death=True, began_at=killed_at))
+    ledger.compare_with_log("")
+    assert kinds(ledger) == expected
+
+
 def test_a_job_with_two_lines_in_the_log() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger.compare_with_log(line("end{EOS}") * 2)
     assert kinds(ledger) == [Kind.OUTCOME]
 
 
 def test_a_job_whose_client_was_told_something_else() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger._jobs["abc"].outcome = "end{EOS}"
     ledger.compare_with_log(line("error{STALLED}"))
     assert kinds(ledger) == [Kind.OUTCOME]
@@ -160,7 +169,7 @@ def test_a_job_whose_client_was_told_something_else() -> None:
 
 def test_a_job_that_ended_short_of_its_answer() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger.compare_with_log(line(f"end{{{ASK.due().stop_reason}}}", ASK.due().num_tokens - 1))
     assert kinds(ledger) == [Kind.OUTCOME]
 
@@ -189,14 +198,14 @@ def test_a_limit_that_was_reached_before_its_time(outcome: str, too_soon: str, i
                 continue  # it may have asked for less; the next test
             ledger = Ledger()
             if is_known and log:
-                ledger.note_job("abc", 100.0, ASK)
+                ledger.note_job("abc", 100.0, ASK, 100.0)
             ledger.compare_with_log(log)
             assert kinds(ledger) == found
 
 
 def test_a_limit_that_was_asked_for() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, replace(ASK, fields=ASK.fields | {"deadline_s": 9}))
+    ledger.note_job("abc", 100.0, replace(ASK, fields=ASK.fields | {"deadline_s": 9}), 100.0)
     ledger.compare_with_log(line("error{TIMEOUT}", 3, 1, 9000))
     assert kinds(ledger) == []
     ledger.compare_with_log(line("error{TIMEOUT}", 3, 1, 8999))
@@ -213,7 +222,7 @@ def test_work_for_nobody() -> None:
     for outcome in (f"end{{{ASK.due().stop_reason}}}", "cancelled{delete}", "error{INFERENCE_FAILED}"):
         for total_ms, found in ((2900, []), (3100, [Kind.UNWANTED])):
             ledger = Ledger()
-            ledger.note_job("abc", 100.0, ASK)
+            ledger.note_job("abc", 100.0, ASK, 100.0)
             ledger.note_unwanted("abc", 101.0)
             ledger.compare_with_log(line(outcome, None, 1, total_ms))
             assert kinds(ledger) == found
@@ -221,7 +230,7 @@ def test_work_for_nobody() -> None:
 
 def test_work_for_nobody_in_a_process_that_is_replaced() -> None:
     ledger = Ledger()
-    ledger.note_job("abc", 100.0, ASK)
+    ledger.note_job("abc", 100.0, ASK, 100.0)
     ledger.note_unwanted("abc", 101.0)
     ledger.begin_replacement(Replacement("stuck", is_kill=False, is_death=True, began_at=102.0))
     ledger.compare_with_log(line("error{STALLED}", 3, 1, 5000))
