@@ -182,9 +182,15 @@ _SAMPLING = [
     ),
     sampler(
         "a row of which the likeliest tokens may not be all is drawn from all",
-        "        if is_certain:\n",
-        "        if True:\n",
-        "test_to_look_at_the_likeliest_first_changes_no_draw[chosen6-0.01]",
+        "        if not is_certain:\n",
+        "        if False:\n",
+        "test_to_look_at_the_likeliest_first_changes_no_draw[chosen8-0.01]",
+    ),
+    sampler(
+        "a share of more tokens than are looked at is not taken from those",
+        "if not NUM_LIKELIEST < (params[i].top_k or vocab_size) < vocab_size:",
+        "if True:",
+        "test_to_look_at_the_likeliest_first_changes_no_draw[chosen4-1.0]",
     ),
     sampler(
         "a device that is lost while drawing is no fault of a row",

@@ -165,16 +165,20 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
         return _draw_sorted(scaled, probs, params, points)[0]
     least = scaled.topk(NUM_LIKELIEST, dim=-1, sorted=False).values.amin(dim=-1).tolist()
     drawn = []
+    vocab_size = logits.shape[-1]
     for i in range(len(params)):
-        # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
-        likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
-        row = slice(i, i + 1)
-        some = scaled[row, likeliest], probs[row, likeliest]
-        chosen, is_certain = _draw_sorted(*some, params[row], points[row])
-        if is_certain:
-            drawn.append(likeliest[chosen])
-        else:
-            drawn.append(_draw_sorted(scaled[row], probs[row], params[row], points[row])[0])
+        row, is_certain = slice(i, i + 1), False
+        if (
+            not NUM_LIKELIEST < (params[i].top_k or vocab_size) < vocab_size
+        ):  # else shares are of more than are looked at
+            # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
+            likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
+            some = scaled[row, likeliest], probs[row, likeliest]
+            chosen, is_certain = _draw_sorted(*some, params[row], points[row])
+            chosen = likeliest[chosen]
+        if not is_certain:
+            chosen, _ = _draw_sorted(scaled[row], probs[row], params[row], points[row])
+        drawn.append(chosen)
     return torch.cat(drawn)
 
 
