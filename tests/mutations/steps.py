@@ -197,14 +197,14 @@ _SAMPLING = [
     ),
     sampler(
         "nothing is drawn from what is no number",
-        "        logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)\n",
+        "        logits = torch.where(is_usable[:, None], logits, 0.0)\n",
         "        pass\n",
         "test_nothing_is_drawn_from_what_is_no_number",
     ),
     sampler(
         "a row without usable logits fails alone",
-        "        if not is_usable[i]\n",
-        "        if False\n",
+        "        if not usable:\n",
+        "        if False:\n",
         "test_one_bad_number_fails_its_row_alone",
     ),
     sampler(
@@ -340,7 +340,7 @@ _ARITHMETIC = [
     ),
     runner(
         "rows that are not sampled have no logits in a traced step",
-        "            return sampled, logits if len(kept) == end else logits[keep]\n",
+        "            return sampled, logits if len(keep) == len(step.token_ids) else logits[keep]\n",
         "            return sampled, logits\n",
         "test_rows_that_are_not_sampled_have_no_logits",
     ),
