@@ -1,9 +1,11 @@
-"""What a step does most of the time: by a native kernel where there is one, else by torch.
+"""What a step does most of the time: by a native kernel on a CPU, by Triton's on a GPU, and without those by torch.
 
 Attention over the blocks of the cache, and linear layers. Generation thread only.
 """
 
+import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,34 @@ from worker.engine import native
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
 IS_NATIVE = native.load()
+
+
+def _import_triton() -> Any:
+    """Triton's kernels, where this torch is built for CUDA, which brings Triton with it; else None.
+
+    With this module, and not when a GPU is chosen: gevent would have patched what Triton's locks are made of.
+    """
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        from worker.engine import triton_kernels
+    except Exception:  # a Triton that does not fit: torch does the same, and the log says that it does
+        return None
+    return triton_kernels
+
+
+_triton = _import_triton()
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether attention on this device is computed by Triton's kernels."""
+    return _triton is not None and device.type == "cuda"
+
+
+def drop_triton() -> None:
+    """Have torch compute attention on GPUs from now on, for the whole process."""
+    global _triton
+    _triton = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +89,9 @@ def paged_decode(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, le
     Returns:
         (num_rows, num_heads, value_dim).
     """
+    if has_triton(query.device):
+        by_triton: Tensor = _triton.paged_decode(query, keys, values, tables, lengths, kind)
+        return by_triton
     if IS_NATIVE and query.device.type == "cpu":
         native_decode = torch.ops.endstop.paged_decode
         out: Tensor = native_decode(
@@ -142,6 +175,9 @@ def paged_prompt(query: Tensor, keys: Tensor, values: Tensor, prompts: Prompts, 
     Returns:
         (num_tokens, num_heads, value_dim).
     """
+    if has_triton(query.device):
+        by_triton: Tensor = _triton.paged_prompt(query, keys, values, prompts, kind)
+        return by_triton
     if IS_NATIVE and query.device.type == "cpu":
         native_prompt = torch.ops.endstop.paged_prompt
         where = (prompts.tables, prompts.starts, prompts.bounds)
