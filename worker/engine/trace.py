@@ -43,7 +43,7 @@ class TracedDecode:
         """
         self._attention = attention
         self._vocab_size = model.get_input_embeddings().num_embeddings
-        step = _Step(model, attention)
+        step = DecodeStep(model, attention)
         jit: Any = torch.jit
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -110,7 +110,7 @@ class TracedDecode:
         return token_ids.to(device), positions, BLOCK_TOKENS + positions % BLOCK_TOKENS, tables, lengths
 
 
-class _Step(torch.nn.Module):
+class DecodeStep(torch.nn.Module):
     """A decode step as a function of tensors alone."""
 
     def __init__(self, model: Any, attention: PagedAttention) -> None:
