@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.test_parity import check_parity
+from tests.engine.test_parity import PACKED, check_parity
 from tests.engine.test_trace import new_packed, prompts, row
+from tests.support.looks import Looks
 from tests.support.random_models import random_model
 from worker.engine.cuda_graphs import CudaRecorder, sizes_up_to
+from worker.engine.kernels import IS_NATIVE
 from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK
 from worker.engine.model_runner import PackedRunner
 from worker.engine.trace import CannotTrace
@@ -161,6 +163,18 @@ def test_what_is_captured_differently_is_not_used() -> None:
         runner.capture(Forgetful(), MAX_CONTEXT, 4)
     runner.forward(prompts([5]))
     assert runner.forward([row(0, 5, [8])])[1].isfinite().all()
+
+
+@pytest.mark.skipif(not IS_NATIVE, reason="without the native kernel decodes look at values in Python")
+@pytest.mark.parametrize("family", PACKED)
+def test_no_step_of_a_model_waits_for_the_gpu(family: str) -> None:
+    """Else nothing of it could be captured. Drawing does, once for each step."""
+    runner, (first, second, third) = new_packed(random_model(family)), prompts([5, 6, 7])
+    with Looks() as looks:
+        runner.forward([first, second])
+        runner.forward([row(0, 5, [8]), third])
+        runner.forward([row(0, 6, [8]), row(1, 6, [8])])
+    assert not looks.seen
 
 
 class Failing(FakeRecorder):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from worker.engine.attention import PagedAttention, UnsupportedAttention, lay_out
 from worker.engine.closeness import largest_distance, tolerance_of
@@ -69,8 +69,9 @@ class PackedRunner:
         # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
         name = f"endstop_blocks_{next(_runner_numbers)}"
         AttentionInterface.register(name, self.attention)
-        # Our attention knows which row a token is of; a mask over the packed batch would be wrong.
-        AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+        # No mask of this name: our attention knows which row a token is of, and one over the packed batch would be
+        # wrong. Of a name that has one, even one that gives None, transformers first looks at the positions, and on a
+        # GPU that is to wait for it in every step.
         model.set_attn_implementation(name)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._traced: TracedDecode | GraphedDecode | None = None

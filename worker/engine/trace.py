@@ -20,9 +20,6 @@ from worker.engine.attention import PackedLayout, PagedAttention
 from worker.engine.fuse import fuse
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
-# It compares sizes to choose a mask, and a packed batch has none.
-_BLIND = "masking_utils.py"
-
 
 class CannotTrace(Exception):
     """The model's code does not run alike for all steps; says where."""
@@ -52,7 +49,7 @@ class TracedDecode:
             except Exception as error:  # whatever a model's code may raise when its numbers are a tracer's
                 raise CannotTrace(f"{type(error).__name__}: {error}") from error
         for one in seen:
-            if issubclass(one.category, jit.TracerWarning) and Path(one.filename).name != _BLIND:
+            if issubclass(one.category, jit.TracerWarning):
                 raise CannotTrace(f"it decides by values, in {Path(one.filename).name}:{one.lineno}")
         self._recorded = recorded
         self._compare(step, max_context)
