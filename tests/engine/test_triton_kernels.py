@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from worker.engine import triton_kernels
+from worker.engine import kernels, triton_kernels
 
 HERE = Path(__file__).resolve().parent
 # Shared memory of one program, which all GPUs with tensor cores have.
@@ -42,6 +42,18 @@ def test_in_the_interpreter() -> None:
 def test_they_are_compiled_on_a_native_thread_under_gevent(tmp_path: Path) -> None:
     """By children of it, which gevent's subprocess would not start there."""
     run("-m", "tests.engine.triton_under_gevent", str(tmp_path))
+
+
+def test_they_are_imported_where_torch_is_built_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert kernels._import_triton() == (None, "this torch is not built for CUDA")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert kernels._import_triton() == (triton_kernels, "")
+    monkeypatch.setitem(sys.modules, "worker.engine.triton_kernels", None)
+    monkeypatch.delattr("worker.engine.triton_kernels")
+    module, reason = kernels._import_triton()
+    assert module is None
+    assert "ModuleNotFoundError" in reason or "ImportError" in reason
 
 
 class NoGpu:

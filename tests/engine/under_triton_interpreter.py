@@ -145,6 +145,16 @@ def test_a_row_is_the_same_to_the_bit_whoever_is_beside_it() -> None:
     assert torch.equal(together[:1], alone)
 
 
+def test_a_token_that_sees_nothing_of_the_first_keys_sees_the_others() -> None:
+    """A tile of more tokens than a turn has keys, of which the last ones look at later keys only."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(5 * BLOCK_TOKENS, 1, dim, generator=generator).half() for dim in (136, 16))
+    query = torch.randn(64, 1, 136, generator=generator).half()
+    chunks, kind = chunks_of((64,), (64,), torch.arange(1, 5, dtype=torch.int32)[None]), Kind(136**-0.5, window=4)
+    expected = paged_prompt_in_torch(query, keys, values, chunks, kind)
+    torch.testing.assert_close(paged_prompt(query, keys, values, chunks, kind), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.fixture
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Attention of a CPU's tensors by Triton; counts the calls."""

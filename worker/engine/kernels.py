@@ -3,7 +3,6 @@
 Attention over the blocks of the cache, and linear layers. Generation thread only.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +16,21 @@ from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 IS_NATIVE = native.load()
 
 
-def _import_triton() -> Any:
-    """Triton's kernels, where this torch is built for CUDA, which brings Triton with it; else None.
+def _import_triton() -> tuple[Any, str]:
+    """Triton's kernels, or None and why. A torch that is built for CUDA brings Triton with it.
 
     With this module, and not when a GPU is chosen: gevent would have patched what Triton's locks are made of.
     """
-    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
-        return None
+    if torch.version.cuda is None:
+        return None, "this torch is not built for CUDA"
     try:
         from worker.engine import triton_kernels
-    except Exception:  # a Triton that does not fit: torch does the same, and the log says that it does
-        return None
-    return triton_kernels
+    except Exception as error:  # not there, or one that does not fit this torch, which may raise anything
+        return None, f"{type(error).__name__}: {error}"
+    return triton_kernels, ""
 
 
-_triton = _import_triton()
+_triton, _triton_fault = _import_triton()
 
 
 def has_triton(device: torch.device) -> bool:
@@ -39,10 +38,15 @@ def has_triton(device: torch.device) -> bool:
     return _triton is not None and device.type == "cuda"
 
 
-def drop_triton() -> None:
+def why_no_triton() -> str:
+    """Why torch computes attention on GPUs; empty if it does not."""
+    return _triton_fault
+
+
+def drop_triton(reason: str) -> None:
     """Have torch compute attention on GPUs from now on, for the whole process."""
-    global _triton
-    _triton = None
+    global _triton, _triton_fault
+    _triton, _triton_fault = None, reason
 
 
 @dataclass(frozen=True, slots=True)

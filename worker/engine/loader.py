@@ -120,13 +120,11 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         num_blocks = min(num_blocks, cache_bytes(settings.cache_mb, device) // (bytes_per_token * BLOCK_TOKENS))
         return num_blocks
 
-    triton_fault = ""
     try:
         runner, fallback_reason = new_runner(model, fit, is_exact=bool(settings.deterministic))
         if fallback_reason and kernels.has_triton(torch.device(device)):
             # It may be that which fails: without a C compiler, or for the size of a head.
-            kernels.drop_triton()
-            triton_fault = fallback_reason
+            kernels.drop_triton(fallback_reason)
             runner, fallback_reason = new_runner(model, fit)
     except Exception as error:
         if is_out_of_memory(error):
@@ -152,7 +150,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     if device == "cpu" and not kernels.IS_NATIVE:
         description += "; without native kernels, which take half the time (python -m worker.engine.native)"
     if device != "cpu" and not kernels.has_triton(torch.device(device)):
-        description += f"; attention by torch, without Triton's kernels{triton_fault and f' ({_flat(triton_fault)})'}"
+        description += f"; attention by torch, without Triton's kernels ({_flat(kernels.why_no_triton())})"
     return LoadedModel(
         runner,
         tokenizer,
