@@ -55,7 +55,7 @@ class TracedDecode:
         self._compare(step, max_context)
         self.why_not_fused = self._fuse(step, max_context)
 
-    def _fuse(self, step: "_Step", max_context: int) -> str:
+    def _fuse(self, step: "DecodeStep", max_context: int) -> str:
         """Put a recording with fewer operators in the place of this one, if it is equal. Returns why it is not."""
         recorded = self._recorded
         try:
@@ -66,7 +66,7 @@ class TracedDecode:
             return " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return ""
 
-    def _compare(self, step: "_Step", max_context: int) -> None:
+    def _compare(self, step: "DecodeStep", max_context: int) -> None:
         """See that the recording gives what the model's code does, for rows of several numbers and positions."""
         far = max_context - 1
         for starts in ([far], [1, 40, 2], [17, 1, far, 3, 100], [5]):
