@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
+from worker.engine import kernels, loader
 from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, load
 from worker.engine.model_runner import FallbackRunner, PackedRunner
 from worker.errors import ModelLoadError
@@ -256,3 +258,80 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
 
     monkeypatch.setattr("worker.engine.attention.PagedAttention._new_cache", no_memory)
     assert "ENDSTOP_MAX_SLOTS" in reason(saved)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A CPU that is taken for `cuda:1`. Holds what was made the current device."""
+    current: list[str] = []
+    load_weights = loader._load_weights
+    monkeypatch.setattr(loader, "_choose_device", lambda wanted: "cuda:1")
+    monkeypatch.setattr(
+        loader, "_load_weights", lambda source, settings, _, report: load_weights(source, settings, "cpu", report)
+    )
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**33, 2**33))
+    monkeypatch.setattr(loader, "CudaRecorder", lambda device: FakeRecorder())
+    return current
+
+
+def test_on_a_gpu_decodes_are_captured_and_the_log_says_so(saved: Path, gpu: list[str]) -> None:
+    model, _ = load_from(saved, max_slots=5)
+    assert gpu == ["cuda:1"], "Triton launches on the current device"
+    assert "decode in CUDA graphs of 1, 2, 4, 5 rows" in model.description
+    assert "attention by torch, without Triton's kernels (this torch is not built for CUDA)" in model.description
+
+
+def test_guesses_are_captured_too(saved: Path, gpu: list[str]) -> None:
+    model, _ = load_from(saved, max_slots=5, max_context=512, speculation="ngram")
+    assert "graphs of 1, 2, 4, 8, 16 rows" in model.description
+
+
+def test_graphs_can_be_done_without(saved: Path, gpu: list[str]) -> None:
+    assert "decode in Python (ENDSTOP_TRACE=off)" in load_from(saved, trace="off")[0].description
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 1 GiB"), "no memory for CUDA graphs"),
+        (torch.AcceleratorError("an illegal memory access was encountered"), "cuda:1 failed at CUDA graphs"),
+    ],
+)
+def test_a_gpu_that_fails_at_graphs_says_what_to_do(
+    error: Exception, said: str, saved: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.engine.model_runner.GraphedDecode", fail)
+    text = reason(saved)
+    assert said in text
+    assert "ENDSTOP_TRACE=off" in text
+
+
+def test_what_cannot_be_captured_runs_in_python(saved: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "CudaRecorder", lambda device: Failing(RuntimeError("it waits")))
+    assert "decode in Python (CannotTrace: RuntimeError: it waits)" in load_from(saved)[0].description
+
+
+def test_a_gpu_without_room_for_a_cache_says_so(saved: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 2**33))
+    assert "beside the weights cuda:1 has no memory for a cache" in reason(saved)
+
+
+def test_where_triton_fails_torch_computes_and_the_log_says_so(
+    saved: Path, gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a C compiler it can be imported and not used."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "_triton", Broken())
+    monkeypatch.setattr(kernels, "_triton_fault", "")
+    monkeypatch.setattr(kernels, "has_triton", lambda device: kernels._triton is not None)
+    model, _ = load_from(saved)
+    assert isinstance(model.runner, PackedRunner)
+    assert model.description.endswith("without Triton's kernels (RuntimeError: Failed to find C compiler)")

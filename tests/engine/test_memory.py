@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.engine.memory import CPU_SHARE, cache_bytes, is_out_of_memory
+from worker.engine.memory import CPU_SHARE, CUDA_RESERVE_BYTES, CUDA_SHARE, cache_bytes, is_out_of_memory
 
 MIB = 2**20
 
@@ -49,6 +49,22 @@ def test_files_that_the_kernel_remembers_are_not_in_the_way(container: Path) -> 
 def test_a_container_that_is_over_its_limit_has_nothing_left(container: Path) -> None:
     write(container, str(64 * MIB), 65 * MIB)
     assert cache_bytes(0, "cpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (80 * 2**30, int(80 * 2**30 * CUDA_SHARE)),
+        (3 * 2**30, 3 * 2**30 - CUDA_RESERVE_BYTES),
+        (2**29, 0),
+    ],
+)
+def test_of_a_gpu_there_is_room_left_for_steps_and_graphs(
+    free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 2 * free))
+    assert cache_bytes(0, "cuda:0") == expected
+    assert cache_bytes(3, "cuda:0") == 3 * MIB
 
 
 @pytest.mark.parametrize(

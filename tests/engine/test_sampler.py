@@ -19,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tests.support.looks import Looks
 from worker.engine import sampler
 from worker.engine.sampler import (
     _DRAWS,
@@ -480,3 +481,42 @@ def test_a_penalty_that_fails_fails_its_own_row(monkeypatch: pytest.MonkeyPatch)
 
     rows = [FakeRow(params(temperature=0.0, presence_penalty=1.0), output_counts=Broken()), FakeRow(params())]
     assert list(draw(torch.zeros(2, 9), *rows).failures) == [0]
+
+
+# ---- on a GPU
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's tensors take the way of a GPU's."""
+    monkeypatch.setattr(sampler, "_is_asynchronous", lambda logits: True)
+
+
+ON_A_GPU: list[tuple[SamplingParams, ...]] = [
+    (params(temperature=0.0),) * 3,
+    (params(), params(temperature=0.5), params()),
+    (params(top_p=0.5), params(top_k=3), params(min_p=0.1, presence_penalty=1.0)),
+    (params(temperature=0.0, repetition_penalty=2.0), params(), params(top_p=0.9)),
+]
+
+
+@pytest.mark.parametrize("chosen", ON_A_GPU)
+def test_a_gpu_is_waited_for_once(chosen: tuple[SamplingParams, ...], as_on_a_gpu: None) -> None:
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    logits[1, 5] = math.nan
+    with Looks() as looks:
+        sampled = sample(logits, [FakeRow(one, output_counts=Counter([3])) for one in chosen])
+    assert looks.seen == ["tolist"]
+    assert list(sampled.failures) == [1]
+
+
+@pytest.mark.parametrize("chosen", ON_A_GPU)
+def test_a_gpu_draws_what_a_cpu_draws(chosen: tuple[SamplingParams, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    expected = draw(logits, *(FakeRow(one) for one in chosen)).token_ids
+    monkeypatch.setattr(sampler, "_is_asynchronous", lambda logits: True)
+    assert draw(logits, *(FakeRow(one) for one in chosen)).token_ids == expected
+
+
+def test_nothing_is_drawn_from_what_is_no_number_on_a_gpu(as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_nothing_is_drawn_from_what_is_no_number(monkeypatch)

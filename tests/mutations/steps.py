@@ -12,6 +12,11 @@ trace = taking_from("worker/engine/trace.py", "tests/engine/test_trace.py")
 fusing = taking_from("worker/engine/fuse.py", "tests/engine/test_fuse.py")
 fused = taking_from("worker/engine/trace.py", "tests/engine/test_fuse.py")
 runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_trace.py")
+without_mask = taking_from("worker/engine/model_runner.py", "tests/engine/test_cuda_graphs.py")
+graphs = taking_from("worker/engine/cuda_graphs.py", "tests/engine/test_cuda_graphs.py")
+closeness = taking_from("worker/engine/closeness.py", "tests/engine/test_cuda_graphs.py")
+triton = taking_from("worker/engine/triton_kernels.py", "tests/engine/under_triton_interpreter.py")
+compiled = taking_from("worker/engine/triton_kernels.py", "tests/engine/test_triton_kernels.py")
 guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
 detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_detokenizer.py")
@@ -203,14 +208,14 @@ _SAMPLING = [
     ),
     sampler(
         "nothing is drawn from what is no number",
-        "        logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)\n",
+        "        logits = torch.where(is_usable[:, None], logits, 0.0)\n",
         "        pass\n",
         "test_nothing_is_drawn_from_what_is_no_number",
     ),
     sampler(
         "a row without usable logits fails alone",
-        "        if not is_usable[i]\n",
-        "        if False\n",
+        "        if not usable:\n",
+        "        if False:\n",
         "test_one_bad_number_fails_its_row_alone",
     ),
     sampler(
@@ -304,7 +309,7 @@ _GUESSES = [
 _ARITHMETIC = [
     trace(
         "a recording is not used where the tracer saw a decision",
-        "            if issubclass(one.category, jit.TracerWarning) and Path(one.filename).name != _BLIND:\n",
+        "            if issubclass(one.category, jit.TracerWarning):\n",
         "            if False:\n",
         "test_what_a_recording_would_not_see_is_not_traced",
     ),
@@ -346,7 +351,7 @@ _ARITHMETIC = [
     ),
     runner(
         "rows that are not sampled have no logits in a traced step",
-        "            return sampled, logits if len(kept) == end else logits[keep]\n",
+        "            return sampled, logits if len(keep) == len(step.token_ids) else logits[keep]\n",
         "            return sampled, logits\n",
         "test_rows_that_are_not_sampled_have_no_logits",
     ),
@@ -409,6 +414,144 @@ _ARITHMETIC = [
     ),
 ]
 
+_GPU = [
+    triton(
+        "on a GPU nobody reads a place that is not its own",
+        "        is_there = at < stop\n",
+        "        is_there = at < (stop + BLOCK_TOKENS - 1) // BLOCK_TOKENS * BLOCK_TOKENS\n",
+        "test_decodes_are_what_attention_is_by_definition[plain-dtype0-1e-05]",
+    ),
+    triton(
+        "on a GPU a token that sees nothing of the first keys is still a number",
+        '        base = tl.where(now_largest == float("-inf"), 0.0, now_largest)\n',
+        "        base = now_largest\n",
+        "test_a_token_that_sees_nothing_of_the_first_keys_sees_the_others",
+    ),
+    compiled(
+        "no kernel is compiled again in the middle of serving",
+        '    do_not_specialize_on_alignment=["tables", "lengths", "totals"],\n',
+        "",
+        "test_they_are_compiled_once_and_nothing_waits_for_the_gpu",
+    ),
+    compiled(
+        "Triton's compiler is started without gevent",
+        "\n_keep_subprocess()\n",
+        "\n",
+        "test_they_are_compiled_on_a_native_thread_under_gevent",
+    ),
+    without_mask(
+        "no step waits for the GPU to find that there is no mask",
+        "        model.set_attn_implementation(name)\n",
+        """\
+        model.set_attn_implementation(name)
+        __import__("transformers").AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+""",
+        "test_no_step_of_a_model_waits_for_the_gpu[llama]",
+    ),
+    graphs(
+        "a captured step writes nothing for rows of an earlier one",
+        "            buffer[num_rows:size].fill_(padding)\n",
+        "",
+        "test_rows_of_an_earlier_step_are_not_computed_again",
+    ),
+    graphs(
+        "a captured step reads nothing for rows of an earlier one",
+        "        self._tables[num_rows:size, 0].fill_(PADDING_BLOCK)\n",
+        "",
+        "test_rows_of_an_earlier_step_are_not_computed_again",
+    ),
+    graphs(
+        "padding is written to the scratch place",
+        "        self._padding = (0, 0, attention.scratch_place, 1)\n",
+        "        self._padding = (0, 0, 0, 1)\n",
+        "test_the_padding_block_holds_zeros_for_ever_and_nobody_looks_at_the_scratch",
+    ),
+    graphs(
+        "a captured step is the model's own",
+        "            if distance > tolerance:\n",
+        "            if False:\n",
+        "test_what_is_captured_differently_is_not_used",
+    ),
+    closeness(
+        "what is no number is not near",
+        'distances.nan_to_num(nan=float("inf"), posinf=float("inf")).max()',
+        "distances.max()",
+        "test_what_is_captured_differently_is_not_used",
+    ),
+    graphs(
+        "more rows than the largest graph are not cut off",
+        "if size >= num_rows), None)\n",
+        "if size >= num_rows), self.sizes[-1])\n",
+        "test_more_rows_than_the_largest_graph_run_the_models_code",
+    ),
+    graphs(
+        "a sequence longer than a graph's buffers is not cut off",
+        " or num_blocks > self._tables.shape[1]:",
+        ":",
+        "test_a_sequence_longer_than_the_buffers_runs_the_models_code",
+    ),
+    graphs(
+        "no graph is for more rows than there are blocks",
+        "min(max_rows, attention.num_blocks)",
+        "max_rows",
+        "test_no_more_rows_are_captured_than_there_are_blocks",
+    ),
+    graphs(
+        "want of memory for graphs is no fault of the model",
+        "                if is_out_of_memory(error):\n                    raise\n",
+        "",
+        "test_want_of_memory_is_no_fault_of_the_model",
+    ),
+    graphs(
+        "a device that is lost in a capture is noticed at once",
+        "                self._in_python(*self._example([0])).sum().item()\n",
+        "",
+        "test_a_device_that_is_lost_in_a_capture_is_noticed_at_once",
+    ),
+    graphs(
+        "what waits for the GPU is found before it is captured",
+        "            _without_waiting(work)\n",
+        "            work()\n",
+        "test_a_capture_comes_behind_two_runs_of_which_one_may_not_wait",
+    ),
+    graphs(
+        "after a capture that fails a step may wait again",
+        "        finally:\n            cuda.set_sync_debug_mode(before)\n",
+        "        finally:\n            pass\n",
+        "test_after_work_that_waits_it_may_again",
+    ),
+    sampler(
+        "drawing waits for a GPU once",
+        "    if _is_asynchronous(logits) or not is_usable.all():",
+        "    if not is_usable.all():",
+        "test_a_gpu_is_waited_for_once",
+    ),
+    memory(
+        "of a GPU there is room left for steps and graphs",
+        "max(0, min(free * CUDA_SHARE, free - CUDA_RESERVE_BYTES))",
+        "free * CUDA_SHARE",
+        "test_of_a_gpu_there_is_room_left_for_steps_and_graphs",
+    ),
+    loader(
+        "Triton launches on the GPU that was chosen",
+        "        torch.cuda.set_device(device)",
+        "        pass",
+        "test_on_a_gpu_decodes_are_captured_and_the_log_says_so",
+    ),
+    loader(
+        "where Triton fails torch computes",
+        "        if fallback_reason and kernels.has_triton(torch.device(device)):\n",
+        "        if False:\n",
+        "test_where_triton_fails_torch_computes_and_the_log_says_so",
+    ),
+    loader(
+        "a GPU that fails at graphs says what to do",
+        "    except Exception as error:\n        wanting",
+        "    except ZeroDivisionError as error:\n        wanting",
+        "test_a_gpu_that_fails_at_graphs_says_what_to_do",
+    ),
+]
+
 _RETRY_AFTER = [
     service_rate(
         "Retry-After grows when nobody leaves any more",
@@ -457,4 +600,4 @@ _LOG = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_SCHEDULING, *_SAMPLING, *_GUESSES, *_ARITHMETIC, *_RETRY_AFTER, *_LOG]
+MUTATIONS: list[Mutation] = [*_SCHEDULING, *_SAMPLING, *_GUESSES, *_ARITHMETIC, *_GPU, *_RETRY_AFTER, *_LOG]

@@ -14,6 +14,7 @@ from torch import Tensor
 from worker.engine.kernels import Kind, Prompts, paged_decode, paged_prompt, store, store_and_decode
 from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK, num_blocks_for
 from worker.engine.scheduler import Row
+from worker.engine.upload import upload_parts
 
 # Arguments that a model passes when its attention is of a kind that this file does not know.
 _UNKNOWN_KINDS = ("position_bias", "cu_seq_lens_q", "block_mask", "indices")
@@ -42,48 +43,61 @@ class PackedLayout:
     prompts: Prompts | None
 
 
-def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) -> tuple[list[Row], PackedLayout]:
-    """Order the rows of a step and note where each lies.
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """A step on the device.
+
+    Attributes:
+        sampled: The rows that are sampled, in packed order.
+        keep: (n,) int64, which tokens have logits that somebody wants.
+        token_ids: (num_tokens,) int64.
+    """
+
+    sampled: list[Row]
+    keep: Tensor
+    token_ids: Tensor
+    layout: PackedLayout
+
+
+def lay_out(rows: list[Row], device: torch.device, *, is_exact: bool = False) -> PackedStep:
+    """Order the rows of a step and note where each lies. What the device needs of it goes there in two copies.
 
     Args:
         is_exact: Take each token of a prompt for a decode of its own, so that it is computed in one way however the
             prompt is cut. Guesses are taken so in any case.
-
-    Returns:
-        The rows in packed order, and the layout.
     """
     decodes = [row for row in rows if row.is_decode]
     chunks = [row for row in rows if not row.is_decode]
     ordered = decodes + chunks
     if is_exact:
         decodes, chunks = ordered, []
-    places: list[int] = []
+    token_ids: list[int] = []
     positions: list[int] = []
+    places: list[int] = []
+    keep: list[int] = []
     for row in ordered:
-        places += _places(row)
+        token_ids += row.token_ids
         positions += range(row.start, row.end)
+        places += _places(row)
+        if row.is_sampled:
+            keep += range(len(token_ids) - 1 - row.num_guesses, len(token_ids))
     num_decodes = sum(len(row.token_ids) for row in decodes)
+    lengths = [position + 1 for position in positions[:num_decodes]]
     tables = [table for row, table in zip(decodes, _tables(decodes), strict=True) for _ in row.token_ids]
+    bounds = [0, *itertools.accumulate(len(row.token_ids) for row in chunks)]
 
-    def int32(numbers: Any) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=device)
-
-    prompts = None
-    if chunks:
-        sizes = [len(row.token_ids) for row in chunks]
-        prompts = Prompts(
-            tables=int32(_tables(chunks)),
-            starts=int32([row.start for row in chunks]),
-            bounds=int32([0, *itertools.accumulate(sizes)]),
-        )
-    layout = PackedLayout(
-        torch.tensor(places, device=device),
-        torch.tensor(positions, device=device),
-        int32(tables),
-        int32([position + 1 for position in positions[:num_decodes]]),
-        prompts,
+    wide = upload_parts([token_ids, positions, places, keep], torch.int64, device)
+    narrow = upload_parts(
+        [lengths, _flat(tables), bounds, [row.start for row in chunks], _flat(_tables(chunks))], torch.int32, device
     )
-    return ordered, layout
+    prompts = Prompts(narrow[4].view(len(chunks), -1), narrow[3], narrow[2]) if chunks else None
+    decode_tables = narrow[1].view(num_decodes, len(tables[0]) if tables else 0)
+    layout = PackedLayout(wide[2], wide[1], decode_tables, narrow[0], prompts)
+    return PackedStep([row for row in ordered if row.is_sampled], wide[3], wide[0], layout)
+
+
+def _flat(lists: list[list[int]]) -> list[int]:
+    return list(itertools.chain(*lists))
 
 
 def _tables(rows: list[Row]) -> list[list[int]]:
@@ -104,12 +118,13 @@ def _places(row: Row) -> list[int]:
 class PagedAttention:
     """Keys and values of all blocks, and the attention over them.
 
-    One layer's keys have shape (num_blocks * BLOCK_TOKENS, num_kv_heads, head_dim). A layer shows its shape when it is
-    first called, which is during the check at load time.
+    One layer's keys have shape (num_places, num_kv_heads, head_dim): the block for padding, the `num_blocks` that are
+    owned, and one place for scratch. A layer shows its shape when it is first called, which is during the check at load
+    time.
     """
 
     def __init__(self, num_blocks: int) -> None:
-        self._num_places = (num_blocks + 1) * BLOCK_TOKENS  # and the block for padding
+        self.num_blocks = num_blocks
         self.caches: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values of each layer
         self._kinds: dict[int, Kind] = {}
         self.layout: PackedLayout | None = None  # set by the runner for each step
@@ -119,6 +134,15 @@ class PagedAttention:
         """Of all layers that have been called."""
         return sum(cache[0].nbytes for caches in self.caches.values() for cache in caches)
 
+    @property
+    def scratch_place(self) -> int:
+        """Where a row that is only padding writes to. It is behind all blocks, and nobody looks at it."""
+        return (self.num_blocks + 1) * BLOCK_TOKENS
+
+    @property
+    def _num_places(self) -> int:
+        return self.scratch_place + 1
+
     @torch.inference_mode()
     def resize(self, num_blocks: int) -> None:
         """Make room for so many blocks. What was in the cache is lost.
@@ -126,7 +150,7 @@ class PagedAttention:
         Raises:
             torch.OutOfMemoryError, RuntimeError: There is not so much memory.
         """
-        self._num_places = (num_blocks + 1) * BLOCK_TOKENS
+        self.num_blocks = num_blocks
         for layer, (keys, values) in self.caches.items():
             self.caches[layer] = keys.new_empty(0), values.new_empty(0)  # first give back
             shapes = [(self._num_places, *one.shape[1:]) for one in (keys, values)]

@@ -1,9 +1,10 @@
-"""What a step does most of the time: by a native kernel where there is one, else by torch.
+"""What a step does most of the time: by a native kernel on a CPU, by Triton's on a GPU, and without those by torch.
 
 Attention over the blocks of the cache, and linear layers. Generation thread only.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,39 @@ from worker.engine import native
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
 IS_NATIVE = native.load()
+
+
+def _import_triton() -> tuple[Any, str]:
+    """Triton's kernels, or None and why. A torch that is built for CUDA brings Triton with it.
+
+    With this module, and not when a GPU is chosen: gevent would have patched what Triton's locks are made of.
+    """
+    if torch.version.cuda is None:
+        return None, "this torch is not built for CUDA"
+    try:
+        from worker.engine import triton_kernels
+    except Exception as error:  # not there, or one that does not fit this torch, which may raise anything
+        return None, f"{type(error).__name__}: {error}"
+    return triton_kernels, ""
+
+
+_triton, _triton_fault = _import_triton()
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether attention on this device is computed by Triton's kernels."""
+    return _triton is not None and device.type == "cuda"
+
+
+def why_no_triton() -> str:
+    """Why torch computes attention on GPUs; empty if it does not."""
+    return _triton_fault
+
+
+def drop_triton(reason: str) -> None:
+    """Have torch compute attention on GPUs from now on, for the whole process."""
+    global _triton, _triton_fault
+    _triton, _triton_fault = None, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +93,9 @@ def paged_decode(query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, le
     Returns:
         (num_rows, num_heads, value_dim).
     """
+    if has_triton(query.device):
+        by_triton: Tensor = _triton.paged_decode(query, keys, values, tables, lengths, kind)
+        return by_triton
     if IS_NATIVE and query.device.type == "cpu":
         native_decode = torch.ops.endstop.paged_decode
         out: Tensor = native_decode(
@@ -142,6 +179,9 @@ def paged_prompt(query: Tensor, keys: Tensor, values: Tensor, prompts: Prompts, 
     Returns:
         (num_tokens, num_heads, value_dim).
     """
+    if has_triton(query.device):
+        by_triton: Tensor = _triton.paged_prompt(query, keys, values, prompts, kind)
+        return by_triton
     if IS_NATIVE and query.device.type == "cpu":
         native_prompt = torch.ops.endstop.paged_prompt
         where = (prompts.tables, prompts.starts, prompts.bounds)

@@ -30,11 +30,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from worker.engine import kernels
+from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.linear import NotExact, quantize, use_kernels
-from worker.engine.memory import cache_bytes, is_out_of_memory
+from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
+from worker.engine.scheduler import CHEAP_ROWS
 from worker.engine.tokenizer import Tokenizer
 from worker.engine.trace import CannotTrace
 from worker.errors import ModelLoadError
@@ -91,6 +93,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         raise _not_exact(
             settings, "it needs a CPU and the native kernels (a C++ compiler, and `python -m worker.engine.native`)"
         )
+    if device != "cpu":
+        torch.cuda.set_device(device)  # of this thread, which computes: Triton launches on the current one
     report(LoadingProgress("download", 0.0))
     source = _find(settings)
     try:
@@ -118,6 +122,10 @@ def load(settings: Settings, report: Report) -> LoadedModel:
 
     try:
         runner, fallback_reason = new_runner(model, fit, is_exact=bool(settings.deterministic))
+        if fallback_reason and kernels.has_triton(torch.device(device)):
+            # It may be that which fails: without a C compiler, or for the size of a head.
+            kernels.drop_triton(fallback_reason)
+            runner, fallback_reason = new_runner(model, fit)
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
@@ -129,18 +137,20 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     if fallback_reason and settings.deterministic:
         raise _not_exact(settings, f"it is computed row by row, and a prompt as it is cut ({fallback_reason})")
     if num_blocks < 1:
-        raise ModelLoadError("no memory is left for the cache; raise ENDSTOP_CACHE_MB")
+        raise ModelLoadError(_no_memory_for_a_cache(settings, device))
     # A request that the whole cache cannot hold could never be computed.
     max_context = min(max_context, num_blocks * BLOCK_TOKENS)
     dtype = str(model.dtype).removeprefix("torch.")
     quantized = "int8 weights, " if settings.quantization == "int8" else ""
     description = f"{num_parameters / 1e6:.1f}M parameters, {quantized}{dtype} on {device}"
     if isinstance(runner, PackedRunner):
-        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context)}"
+        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context, device)}"
     else:
         description += f"; row by row, without batching ({fallback_reason})"
     if device == "cpu" and not kernels.IS_NATIVE:
         description += "; without native kernels, which take half the time (python -m worker.engine.native)"
+    if device != "cpu" and not kernels.has_triton(torch.device(device)):
+        description += f"; attention by torch, without Triton's kernels ({_flat(kernels.why_no_triton())})"
     return LoadedModel(
         runner,
         tokenizer,
@@ -168,15 +178,45 @@ def _not_exact(settings: Settings, reason: str) -> ModelLoadError:
     return ModelLoadError(f"ENDSTOP_DETERMINISTIC=1 is not possible with model {settings.model!r}: {reason}")
 
 
-def _trace(runner: PackedRunner, settings: Settings, max_context: int) -> str:
-    """Let steps that only decode run without Python, if may be. Returns which way they run, for the log."""
+def _trace(runner: PackedRunner, settings: Settings, max_context: int, device: str) -> str:
+    """Let steps that only decode run without Python, if may be. Returns which way they run, for the log.
+
+    Raises:
+        ModelLoadError: A GPU has no memory for it, or was lost by it.
+    """
     if settings.trace == "off":
         return "decode in Python (ENDSTOP_TRACE=off)"
     try:
+        if device != "cpu":
+            return f"decode in CUDA graphs of {_capture(runner, settings, max_context, device)} rows"
         why_not_fused = runner.trace(max_context)
     except CannotTrace as reason:
         return f"decode in Python ({_one_line(reason)})"
     return f"decode traced, not fused ({why_not_fused})" if why_not_fused else "decode traced and fused"
+
+
+def _capture(runner: PackedRunner, settings: Settings, max_context: int, device: str) -> str:
+    max_rows = settings.max_slots if settings.speculation == "none" else max(settings.max_slots, CHEAP_ROWS)
+    try:
+        sizes = runner.capture(CudaRecorder(torch.device(device)), max_context, max_rows)
+    except CannotTrace:
+        raise
+    except Exception as error:
+        wanting = "no memory for" if is_out_of_memory(error) else f"{device} failed at"
+        raise ModelLoadError(
+            f"{wanting} CUDA graphs beside the cache; lower ENDSTOP_CACHE_MB or ENDSTOP_MAX_SLOTS, or set "
+            f"ENDSTOP_TRACE=off ({_one_line(error)})"
+        ) from error
+    return ", ".join(map(str, sizes))
+
+
+def _no_memory_for_a_cache(settings: Settings, device: str) -> str:
+    if device == "cpu" or settings.cache_mb:
+        return "no memory is left for the cache; raise ENDSTOP_CACHE_MB"
+    return (
+        f"beside the weights {device} has no memory for a cache and the {CUDA_RESERVE_BYTES // 2**20} MiB that are "
+        "left to steps; use a smaller model, ENDSTOP_QUANTIZATION=int8, or set ENDSTOP_CACHE_MB"
+    )
 
 
 def _find(settings: Settings) -> str:
@@ -270,5 +310,8 @@ def _silence_transformers() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    return f"{type(error).__name__}: {_flat(str(error))}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())[:300]

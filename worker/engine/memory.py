@@ -7,6 +7,9 @@ import torch
 # Of what is free when the model has been loaded. The rest is for activations, for the web side and for others.
 CPU_SHARE = 0.5
 CUDA_SHARE = 0.85
+# And no less than this is left of a GPU's, for what a step computes, its logits, and the graphs of decode steps. Not
+# measured: vLLM's log tells of about half of it for its graphs.
+CUDA_RESERVE_BYTES = 1024 * 1024 * 1024
 _CGROUP = Path("/sys/fs/cgroup")
 _REMEMBERED = ("active_file ", "inactive_file ")
 # What torch's allocator for CPUs says, and what comes of a failed allocation in a kernel.
@@ -25,7 +28,7 @@ def cache_bytes(wanted_mb: int, device: str) -> int:
         return wanted_mb * 1024 * 1024
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_SHARE)
+        return int(max(0, min(free * CUDA_SHARE, free - CUDA_RESERVE_BYTES)))
     return int(_free_bytes() * CPU_SHARE)
 
 

@@ -13,9 +13,11 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from worker.engine.attention import PagedAttention, UnsupportedAttention, lay_out
+from worker.engine.closeness import largest_distance, tolerance_of
+from worker.engine.cuda_graphs import GraphedDecode, Recorder
 from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
@@ -67,11 +69,12 @@ class PackedRunner:
         # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
         name = f"endstop_blocks_{next(_runner_numbers)}"
         AttentionInterface.register(name, self.attention)
-        # Our attention knows which row a token is of; a mask over the packed batch would be wrong.
-        AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+        # No mask of this name: our attention knows which row a token is of, and one over the packed batch would be
+        # wrong. Of a name that has one, even one that gives None, transformers first looks at the positions, and on a
+        # GPU that is to wait for it in every step.
         model.set_attn_implementation(name)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._traced: TracedDecode | None = None
+        self._traced: TracedDecode | GraphedDecode | None = None
 
     @torch.inference_mode()
     def trace(self, max_context: int) -> str:
@@ -87,26 +90,30 @@ class PackedRunner:
         return self._traced.why_not_fused
 
     @torch.inference_mode()
+    def capture(self, recorder: Recorder, max_context: int, max_rows: int) -> list[int]:
+        """Run steps that only decode as CUDA graphs from now on, those of up to `max_rows` rows.
+
+        Raises:
+            CannotTrace: This model goes on as before.
+            torch.OutOfMemoryError: There is no memory for it.
+
+        Returns:
+            The numbers of rows for which there is a graph.
+        """
+        self._traced = GraphedDecode(self._model, self.attention, recorder, max_context, max_rows)
+        return self._traced.sizes
+
+    @torch.inference_mode()
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
-        model = self._model
-        ordered, layout = lay_out(rows, model.device, is_exact=self._is_exact)
-        token_ids = [token_id for row in ordered for token_id in row.token_ids]
-        sampled = []
-        kept: list[int] = []
-        end = 0
-        for row in ordered:
-            end += len(row.token_ids)
-            if row.is_sampled:
-                sampled.append(row)
-                kept += range(end - 1 - row.num_guesses, end)
-        keep = torch.tensor(kept, dtype=torch.int64, device=model.device)
+        step = lay_out(rows, self._model.device, is_exact=self._is_exact)
+        sampled, keep, layout = step.sampled, step.keep, step.layout
         if self._traced is not None and all(row.is_decode for row in rows):
-            logits = self._traced(torch.tensor(token_ids, device=model.device), layout)
-            return sampled, logits if len(kept) == end else logits[keep]
+            logits = self._traced(step.token_ids, layout)
+            return sampled, logits if len(keep) == len(step.token_ids) else logits[keep]
         self.attention.layout = layout
         try:
-            logits = model(
-                input_ids=torch.tensor([token_ids], device=model.device),
+            logits = self._model(
+                input_ids=step.token_ids[None],
                 position_ids=layout.positions[None],
                 use_cache=False,
                 **({"logits_to_keep": keep} if self._keeps_logits else {}),
@@ -151,11 +158,6 @@ class FallbackRunner:
         self._caches.pop(blocks[0], None)
 
 
-# Relative distance of logits that rounding may cause. Measured on random models: below 1e-6 in float32 and 2e-2 in
-# bfloat16; a wrong mask or position gives about 1.
-_TOLERANCES = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-
-
 @torch.inference_mode()
 def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool = False) -> tuple[ModelRunner, str]:
     """The fastest runner that computes what the model computes.
@@ -178,7 +180,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
     expected = [model(input_ids=torch.tensor([p], device=model.device)).logits[0, -1] for p in prompts]
     if not all(logits.isfinite().all() for logits in expected):
         raise ModelLoadError(f"the model computes infinities or no numbers at all in {model.dtype}; try ENDSTOP_DTYPE")
-    tolerance = _TOLERANCES.get(model.dtype, 1e-3)
+    tolerance = tolerance_of(model.dtype)
     try:
         if getattr(model.config.get_text_config(), "attention_chunk_size", None):
             raise UnsupportedAttention("attention in chunks")  # which the short prompts of this check would not show
@@ -229,8 +231,4 @@ def _largest_distance(runner: ModelRunner, prompts: list[list[int]], expected: l
         ]
         sampled, logits = runner.forward(rows)
         ends.update({row.blocks[0] - 1: one for row, one in zip(sampled, logits, strict=True)})
-    distances = [
-        float((end.float() - expected[i].float()).norm() / expected[i].float().norm()) for i, end in ends.items()
-    ]
-    # nan compares false with everything: a model that gives nan here must not pass for equal
-    return max(distances) if all(d == d for d in distances) else float("inf")
+    return largest_distance(torch.stack([ends[i] for i in range(len(prompts))]), torch.stack(expected))

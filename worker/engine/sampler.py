@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.memory import is_out_of_memory
+from worker.engine.upload import upload
 from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
 from worker.request import SamplingParams
 
@@ -57,14 +58,10 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     """
     logits = logits.float()
     # A NaN or +inf anywhere makes the row's maximum not finite, and a row of nothing but -inf has no maximum.
-    is_usable = logits.amax(dim=-1).isfinite().tolist()
-    failures: dict[int, GenerationFailed] = {
-        i: InferenceFailed("the model gave no usable logits for the next token")
-        for i in range(len(rows))
-        if not is_usable[i]
-    }
-    if failures:
-        logits = torch.where(torch.tensor(is_usable, device=logits.device)[:, None], logits, 0.0)
+    is_usable = logits.amax(dim=-1).isfinite()
+    if _is_asynchronous(logits) or not is_usable.all():  # on a GPU, to ask would be to wait for the model
+        logits = torch.where(is_usable[:, None], logits, 0.0)
+    failures: dict[int, GenerationFailed] = {}
     for i, row in enumerate(rows):
         if _is_penalised(row.params):
             try:
@@ -73,7 +70,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
             except Exception as error:  # this row's own fault
                 failures[i] = _failure(error)
 
-    token_ids = [0] * len(rows)
+    drawn: list[tuple[list[int], Tensor]] = []
     groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
     for i, row in enumerate(rows):
         groups[_group(row.params)].append(i)
@@ -85,17 +82,28 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         for part in pending:  # grows while it is walked
             params = [rows[i].params for i in part]
             try:
-                chosen = logits if len(part) == len(rows) else logits[part]
-                drawn = _DRAWS[name](chosen, params, [points[i] for i in part]).tolist()
+                chosen = logits if len(part) == len(rows) else logits[upload(part, torch.int64, logits.device)]
+                drawn.append((part, _DRAWS[name](chosen, params, [points[i] for i in part])))
             except Exception as error:
                 if len(part) > 1:  # whose fault is it? Draw each alone
                     pending += [[i] for i in part]
                 else:
                     failures[part[0]] = _failure(error)
-                continue
-            for i, token_id in zip(part, drawn, strict=True):
-                token_ids[i] = token_id
+    # The one place where a GPU is waited for.
+    numbers = torch.cat([is_usable.long(), *(tokens for _, tokens in drawn)]).tolist()
+    for i, usable in enumerate(numbers[: len(rows)]):
+        if not usable:
+            failures.setdefault(i, InferenceFailed("the model gave no usable logits for the next token"))
+    token_ids = [0] * len(rows)
+    members = [i for part, _ in drawn for i in part]
+    for i, token_id in zip(members, numbers[len(rows) :], strict=True):
+        token_ids[i] = token_id
     return SampledTokens(token_ids, failures)
+
+
+def _is_asynchronous(logits: Tensor) -> bool:
+    """Whether to look at a number is to wait for all that was computed before it."""
+    return logits.device.type != "cpu"
 
 
 def _failure(error: Exception) -> GenerationFailed:
@@ -116,7 +124,7 @@ def _group(params: SamplingParams) -> str:
 
 
 def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+    return upload(values, dtype, like.device)[:, None]
 
 
 def _is_penalised(params: SamplingParams) -> bool:
@@ -132,12 +140,12 @@ def _penalise(logits: Tensor, row: SamplingRow) -> Tensor:
     params = row.params
     logits = logits.clone()
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*row.prompt_ids, *row.output_counts}), device=logits.device)
+        seen = upload(sorted({*row.prompt_ids, *row.output_counts}), torch.int64, logits.device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if row.output_counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(row.output_counts), device=logits.device)
-        counts = torch.tensor(list(row.output_counts.values()), dtype=logits.dtype, device=logits.device)
+        ids = upload(list(row.output_counts), torch.int64, logits.device)
+        counts = upload(list(row.output_counts.values()), logits.dtype, logits.device)
         logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
     return logits
 
@@ -161,7 +169,7 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
     scaled = _scale(logits, params)
     # Not the sum of exp: torch adds up one row in another order than many.
     probs = scaled.softmax(dim=-1)
-    if logits.device.type != "cpu" or logits.shape[-1] <= NUM_LIKELIEST:
+    if _is_asynchronous(logits) or logits.shape[-1] <= NUM_LIKELIEST:
         return _draw_sorted(scaled, probs, params, points)[0]
     least = scaled.topk(NUM_LIKELIEST, dim=-1, sorted=False).values.amin(dim=-1).tolist()
     drawn = []
@@ -184,7 +192,7 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
 
 def _draw_sorted(
     scaled: Tensor, probs: Tensor, params: list[SamplingParams], points: list[float]
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, Tensor]:
     """Draw after top_k, top_p and min_p, in this order, each on what the one before has left.
 
     Source: the order of transformers' logits processors; nucleus sampling, arXiv:1904.09751; min-p, arXiv:2407.01082.
@@ -194,7 +202,7 @@ def _draw_sorted(
         probs: (n, m) their shares of the whole vocabulary.
 
     Returns:
-        (n,) indices, and whether tokens less likely than those here could change nothing.
+        (n,) indices, and () bool, whether tokens less likely than those here could change nothing.
     """
     # stable: among equal logits the lower id goes first, whatever the batch
     scaled, ids = scaled.sort(dim=-1, descending=True, stable=True)
@@ -208,7 +216,7 @@ def _draw_sorted(
     keep = before < _column([p.top_p for p in params], scaled, torch.float64)
     keep &= probs >= probs[:, :1] * _column([p.min_p for p in params], scaled)
     chosen = _invert(probs * keep, _column(points, scaled, torch.float64))
-    is_certain = bool(((top_k <= len(rank)) | ~keep[:, -1:]).all())
+    is_certain = ((top_k <= len(rank)) | ~keep[:, -1:]).all()
     return ids.gather(-1, chosen[:, None])[:, 0], is_certain
 
 

@@ -20,9 +20,6 @@ from worker.engine.attention import PackedLayout, PagedAttention
 from worker.engine.fuse import fuse
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 
-# It compares sizes to choose a mask, and a packed batch has none.
-_BLIND = "masking_utils.py"
-
 
 class CannotTrace(Exception):
     """The model's code does not run alike for all steps; says where."""
@@ -43,7 +40,7 @@ class TracedDecode:
         """
         self._attention = attention
         self._vocab_size = model.get_input_embeddings().num_embeddings
-        step = _Step(model, attention)
+        step = DecodeStep(model, attention)
         jit: Any = torch.jit
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -52,13 +49,13 @@ class TracedDecode:
             except Exception as error:  # whatever a model's code may raise when its numbers are a tracer's
                 raise CannotTrace(f"{type(error).__name__}: {error}") from error
         for one in seen:
-            if issubclass(one.category, jit.TracerWarning) and Path(one.filename).name != _BLIND:
+            if issubclass(one.category, jit.TracerWarning):
                 raise CannotTrace(f"it decides by values, in {Path(one.filename).name}:{one.lineno}")
         self._recorded = recorded
         self._compare(step, max_context)
         self.why_not_fused = self._fuse(step, max_context)
 
-    def _fuse(self, step: "_Step", max_context: int) -> str:
+    def _fuse(self, step: "DecodeStep", max_context: int) -> str:
         """Put a recording with fewer operators in the place of this one, if it is equal. Returns why it is not."""
         recorded = self._recorded
         try:
@@ -69,7 +66,7 @@ class TracedDecode:
             return " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return ""
 
-    def _compare(self, step: "_Step", max_context: int) -> None:
+    def _compare(self, step: "DecodeStep", max_context: int) -> None:
         """See that the recording gives what the model's code does, for rows of several numbers and positions."""
         far = max_context - 1
         for starts in ([far], [1, 40, 2], [17, 1, far, 3, 100], [5]):
@@ -110,7 +107,7 @@ class TracedDecode:
         return token_ids.to(device), positions, BLOCK_TOKENS + positions % BLOCK_TOKENS, tables, lengths
 
 
-class _Step(torch.nn.Module):
+class DecodeStep(torch.nn.Module):
     """A decode step as a function of tensors alone."""
 
     def __init__(self, model: Any, attention: PagedAttention) -> None:
