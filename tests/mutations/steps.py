@@ -193,7 +193,7 @@ _SAMPLING = [
     ),
     sampler(
         "a share of more tokens than are looked at is not taken from those",
-        "if not NUM_LIKELIEST < (params[i].top_k or vocab_size) < vocab_size:",
+        "if top_k <= NUM_LIKELIEST or top_k >= vocab_size:",
         "if True:",
         "test_to_look_at_the_likeliest_first_changes_no_draw[chosen4-1.0]",
     ),

@@ -172,18 +172,17 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
     if _is_asynchronous(logits) or logits.shape[-1] <= NUM_LIKELIEST:
         return _draw_sorted(scaled, probs, params, points)[0]
     least = scaled.topk(NUM_LIKELIEST, dim=-1, sorted=False).values.amin(dim=-1).tolist()
-    drawn = []
     vocab_size = logits.shape[-1]
+    drawn = []
     for i in range(len(params)):
-        row, is_certain = slice(i, i + 1), False
-        if (
-            not NUM_LIKELIEST < (params[i].top_k or vocab_size) < vocab_size
-        ):  # else shares are of more than are looked at
+        row, top_k, is_certain = slice(i, i + 1), params[i].top_k or vocab_size, False
+        # Between the two its shares are of more tokens than are looked at, and of fewer than all.
+        if top_k <= NUM_LIKELIEST or top_k >= vocab_size:
             # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
             likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
             some = scaled[row, likeliest], probs[row, likeliest]
-            chosen, is_certain = _draw_sorted(*some, params[row], points[row])
-            chosen = likeliest[chosen]
+            chosen, are_all = _draw_sorted(*some, params[row], points[row])
+            chosen, is_certain = likeliest[chosen], bool(are_all)
         if not is_certain:
             chosen, _ = _draw_sorted(scaled[row], probs[row], params[row], points[row])
         drawn.append(chosen)
