@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.engine.test_kernels import HEAD_DIM, KINDS, LENGTHS, cache_of, chunks_of, one_by_one
-from tests.engine.test_parity import PACKED, check_parity
+from tests.engine.test_parity import check_parity
 from tests.engine.test_sampler import ON_A_GPU, FakeRow
 from tests.engine.test_trace import new_packed, prompts, row
-from tests.support.random_models import random_model, save_random_model
+from tests.support.random_models import PACKED, random_model, save_random_model
 from worker.engine import kernels
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.kernels import Kind, paged_decode, paged_prompt

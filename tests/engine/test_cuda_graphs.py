@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.test_parity import PACKED, check_parity
+from tests.engine.test_parity import check_parity
 from tests.engine.test_trace import new_packed, prompts, row
 from tests.support.looks import Looks
-from tests.support.random_models import random_model
+from tests.support.random_models import PACKED, random_model
 from worker.engine.cuda_graphs import CudaRecorder, sizes_up_to
 from worker.engine.kernels import IS_NATIVE
 from worker.engine.kv_cache import BLOCK_TOKENS, PADDING_BLOCK

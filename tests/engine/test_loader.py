@@ -76,6 +76,17 @@ def test_a_model_that_keeps_its_state_in_another_way_is_refused(tmp_path: Path) 
     assert "models of the kind 'mamba' are not supported" in reason(save_random_model(tmp_path, "mamba"))
 
 
+def test_a_model_that_makes_its_own_mask_is_refused(tmp_path: Path) -> None:
+    """Its window is longer than the prompts of the check, and it is wrong beyond, packed or with a prompt in parts."""
+    assert "mask of the model's own" in reason(save_random_model(tmp_path, "doge"))
+
+
+def test_a_window_that_only_a_mask_knows_of_is_served_row_by_row(tmp_path: Path) -> None:
+    model, _ = load_from(save_random_model(tmp_path, "qwen2-moe-window"))
+    assert isinstance(model.runner, FallbackRunner)
+    assert "a window of 24 tokens that only its mask knows of" in model.description
+
+
 def test_a_model_whose_chunks_a_short_check_cannot_see_is_served_row_by_row(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_chunk_size": 64}))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.engines import NUM_BLOCKS, new_engine, new_sequence, wait_until
-from tests.support.random_models import CONFIGS, VOCAB_SIZE, random_model
+from tests.support.random_models import BY_ROW, PACKED, VOCAB_SIZE, random_model
 from worker.engine.linear import use_kernels
 from worker.engine.model_runner import FallbackRunner, ModelRunner, PackedRunner, new_runner
 
@@ -30,9 +30,6 @@ def _generate(model: Any, prompt: list[int]) -> list[int]:
         )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
-
-
-PACKED = [family for family in CONFIGS if family not in ("mpt", "mamba")]
 
 
 def _packed(model: Any, *, is_traced: bool) -> PackedRunner:
@@ -58,10 +55,11 @@ def test_greedy_tokens_equal_generate_in_python(family: str) -> None:
 
 
 @pytest.mark.slow
-def test_greedy_tokens_equal_generate_row_by_row() -> None:
-    runner, _ = new_runner(random_model("mpt"), lambda _: NUM_BLOCKS)
+@pytest.mark.parametrize("family", BY_ROW)
+def test_greedy_tokens_equal_generate_row_by_row(family: str) -> None:
+    runner, _ = new_runner(random_model(family), lambda _: NUM_BLOCKS)
     assert isinstance(runner, FallbackRunner)
-    check_parity("mpt", runner)
+    check_parity(family, runner)
 
 
 def check_parity(family: str, runner: ModelRunner) -> None:

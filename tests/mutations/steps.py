@@ -11,6 +11,8 @@ linear = taking_from("worker/engine/linear.py", "tests/engine/test_linear.py")
 trace = taking_from("worker/engine/trace.py", "tests/engine/test_trace.py")
 fusing = taking_from("worker/engine/fuse.py", "tests/engine/test_fuse.py")
 fused = taking_from("worker/engine/trace.py", "tests/engine/test_fuse.py")
+masks = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
+own_mask = taking_from("worker/engine/attention.py", "tests/engine/test_loader.py")
 runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_trace.py")
 without_mask = taking_from("worker/engine/model_runner.py", "tests/engine/test_cuda_graphs.py")
 graphs = taking_from("worker/engine/cuda_graphs.py", "tests/engine/test_cuda_graphs.py")
@@ -324,6 +326,18 @@ _ARITHMETIC = [
         "            except Exception as error:  # of torch's interpreter, for a size that was recorded as a number\n",
         "            except ZeroDivisionError as error:\n",
         "test_what_a_recording_would_not_see_is_not_traced",
+    ),
+    masks(
+        "a window that only a mask knows of is not left out",
+        "        unknown = sorted(wanted - self.attention.windows)\n",
+        "        unknown = sorted(set())\n",
+        "test_a_window_that_only_a_mask_knows_of_is_served_row_by_row",
+    ),
+    own_mask(
+        "a mask of the model's own is not left out",
+        "        if attention_mask is not None:  # we make none\n",
+        "        if False:\n",
+        "test_a_model_that_makes_its_own_mask_is_refused",
     ),
     fused(
         "a fused recording is the model's own to the bit",

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -47,15 +48,30 @@ CONFIGS: dict[str, Any] = {
     "mixtral": MixtralConfig(**_GROUPED, num_local_experts=4),
     "qwen2-moe": Qwen2MoeConfig(**_GROUPED, **_EXPERTS, shared_expert_intermediate_size=64),
     # windows shorter than the prompts
-    "mistral-window": MistralConfig(**_GROUPED, sliding_window=8),
+    "mistral-window": MistralConfig(**_GROUPED, sliding_window=24),  # longer than those of the check at load time too
     "gemma2": Gemma2Config(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED, attn_logit_softcapping=2.0),
     "gemma3": Gemma3TextConfig(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED),
     "gpt-oss": GptOssConfig(**_GROUPED, head_dim=16, sliding_window=8, layer_types=_MIXED, num_local_experts=4),
+    # a window that only the model's mask knows of
+    "qwen2-moe-window": Qwen2MoeConfig(
+        **_GROUPED,
+        **_EXPERTS,
+        shared_expert_intermediate_size=64,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=3,
+    ),
+    # a mask that the model makes of what it has seen
+    "doge": DogeConfig(**_GROUPED, keep_window_size=24),
     # a position bias inside the attention, which does not go through transformers' interface
     "mpt": MptConfig(d_model=64, n_heads=4, n_layers=3, max_seq_len=512, vocab_size=VOCAB_SIZE),
     # a state in place of keys and values
     "mamba": MambaConfig(hidden_size=64, num_hidden_layers=3, vocab_size=VOCAB_SIZE, state_size=8),
 }
+
+BY_ROW = ("mpt", "qwen2-moe-window")
+REFUSED = ("mamba", "doge")
+PACKED = [family for family in CONFIGS if family not in (*BY_ROW, *REFUSED)]
 
 
 def random_model(family: str) -> Any:

@@ -24,6 +24,10 @@ class UnsupportedAttention(Exception):
     """The model's attention is of a kind that this file does not compute."""
 
 
+class OwnMask(UnsupportedAttention):
+    """The model makes a mask by itself, of what it has seen so far: with a prompt in parts it may be another."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
     """Where the rows of a step lie in the packed batch. Decodes come first, then chunks of prompts.
@@ -130,6 +134,11 @@ class PagedAttention:
         self.layout: PackedLayout | None = None  # set by the runner for each step
 
     @property
+    def windows(self) -> set[int]:
+        """Of all layers that have been called; 0: the whole sequence."""
+        return {kind.window for kind in self._kinds.values()}
+
+    @property
     def bytes_per_token(self) -> int:
         """Of all layers that have been called."""
         return sum(cache[0].nbytes for caches in self.caches.values() for cache in caches)
@@ -178,6 +187,8 @@ class PagedAttention:
         """
         layout, layer = self.layout, module.layer_idx
         assert layout is not None
+        if attention_mask is not None:  # we make none
+            raise OwnMask("attention with a mask of the model's own")
         kind = self._kinds.get(layer)
         if kind is None:
             kind = self._kinds[layer] = _kind_of(query, scaling, kwargs)

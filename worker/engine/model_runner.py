@@ -13,9 +13,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
-from worker.engine.attention import PagedAttention, UnsupportedAttention, lay_out
+from worker.engine.attention import OwnMask, PagedAttention, UnsupportedAttention, lay_out
 from worker.engine.closeness import largest_distance, tolerance_of
 from worker.engine.cuda_graphs import GraphedDecode, Recorder
 from worker.engine.memory import is_out_of_memory
@@ -67,14 +67,40 @@ class PackedRunner:
         self._is_exact = is_exact
         self.attention = PagedAttention(num_blocks)
         # A name of its own: transformers' registry is global, and a process may hold several runners in tests.
-        name = f"endstop_blocks_{next(_runner_numbers)}"
-        AttentionInterface.register(name, self.attention)
+        self._name = f"endstop_blocks_{next(_runner_numbers)}"
+        AttentionInterface.register(self._name, self.attention)
         # No mask of this name: our attention knows which row a token is of, and one over the packed batch would be
         # wrong. Of a name that has one, even one that gives None, transformers first looks at the positions, and on a
         # GPU that is to wait for it in every step.
-        model.set_attn_implementation(name)
+        model.set_attn_implementation(self._name)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._traced: TracedDecode | GraphedDecode | None = None
+
+    def check_masks(self, rows: list[Row]) -> None:
+        """See that the layers say themselves what the model's masks would say: we make none.
+
+        A window that only a mask knows of would not show in a prompt that is shorter.
+
+        Raises:
+            UnsupportedAttention: A mask says more.
+        """
+        wanted: set[int] = set()
+
+        def note(*args: Any, local_size: int | None = None, **kwargs: Any) -> None:
+            if local_size:
+                wanted.add(local_size)
+
+        name = f"{self._name}_masked"
+        AttentionInterface.register(name, self.attention)
+        AttentionMaskInterface.register(name, note)
+        self._model.set_attn_implementation(name)
+        try:
+            self.forward(rows)
+        finally:
+            self._model.set_attn_implementation(self._name)
+        unknown = sorted(wanted - self.attention.windows)
+        if unknown:
+            raise UnsupportedAttention(f"a window of {unknown[0]} tokens that only its mask knows of")
 
     @torch.inference_mode()
     def trace(self, max_context: int) -> str:
@@ -185,6 +211,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
         if getattr(model.config.get_text_config(), "attention_chunk_size", None):
             raise UnsupportedAttention("attention in chunks")  # which the short prompts of this check would not show
         runner = PackedRunner(model, num_blocks=len(prompts), is_exact=is_exact)
+        runner.check_masks([Row(cast("Sequence", None), [1], 0, prompts[0], True)])
         distance = _largest_distance(runner, prompts, expected)
         if distance <= tolerance:
             runner.attention.resize(num_blocks(runner.attention.bytes_per_token))
@@ -193,6 +220,10 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
     except Exception as error:  # anything a model's code may raise when its attention is not what we assume
         if is_out_of_memory(error):
             raise  # not a matter of how the model computes: the caller says what to lower
+        if isinstance(error, OwnMask):  # nor would it be right row by row, of which a short check shows nothing
+            raise ModelLoadError(
+                f"models of the kind {model.config.model_type!r} are not supported: {error}"
+            ) from error
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(implementation)
     try:
