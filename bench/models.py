@@ -117,8 +117,8 @@ def _copy_without_end(source: Path, folder: Path) -> None:
         path = folder / name
         if path.is_file():
             fields = json.loads(path.read_text())
-            for field in ("eos_token_id", "eos_token"):
-                fields.pop(field, None)
+            # Not left out: a config that does not say has its family's.
+            fields |= dict.fromkeys(fields.keys() & {"eos_token_id", "eos_token"})
             path.write_text(json.dumps(fields, indent=2))
 
 
