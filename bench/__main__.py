@@ -16,7 +16,7 @@ from typing import Any
 from bench import procs, report
 from bench.load import drive
 from bench.models import MODELS, OUT, Prompts, model_folder
-from bench.servers import KINDS, DidNotStart, Running, running
+from bench.servers import BY_DEFAULT, KINDS, DidNotStart, Running, running
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--models", type=_names(MODELS), default=["smollm2-135m"], help=", ".join(MODELS))
-    parser.add_argument("--servers", type=_names(KINDS), default=list(KINDS), help=", ".join(KINDS))
+    parser.add_argument("--servers", type=_names(KINDS), default=BY_DEFAULT, help=", ".join(KINDS))
     parser.add_argument("--streams", type=lambda text: list(map(int, text.split(","))), default=[1, 4, 16, 32])
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer (default 64)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of A B (default 3)")

@@ -28,13 +28,19 @@ _LAYER_NAMES = {
 _ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
 
 
-def gguf_file(folder: Path) -> Path:
-    """The BF16 file beside a model folder, written if it is not there yet.
+_FILE_TYPES = {"bf16": gguf.LlamaFileType.MOSTLY_BF16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+
+
+def gguf_file(folder: Path, weights: str = "bf16") -> Path:
+    """The file beside a model folder, written if it is not there yet.
+
+    Args:
+        weights: `bf16`, or `q8_0`: 8 bits and a scale for each 32 of a row.
 
     Raises:
         KeyError: The model is of another architecture.
     """
-    path = folder / "bf16.gguf"
+    path = folder / f"{weights}.gguf"
     if path.is_file():
         return path
     config: Any = AutoConfig.from_pretrained(folder)
@@ -42,10 +48,11 @@ def gguf_file(folder: Path) -> Path:
     unfinished = path.with_suffix(".unfinished")
     writer = gguf.GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[architecture])
     _write_shape(writer, config)
+    writer.add_file_type(_FILE_TYPES[weights])
     _write_tokenizer(writer, folder)
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name != "lm_head.weight":  # tied
-            _write_tensor(writer, name, tensor, config)
+            _write_tensor(writer, name, tensor, config, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -65,7 +72,6 @@ def _write_shape(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
 
 
 def _write_tokenizer(writer: Any, folder: Path) -> None:
@@ -86,7 +92,7 @@ def _write_tokenizer(writer: Any, folder: Path) -> None:
     )
 
 
-def _write_tensor(writer: Any, name: str, tensor: Tensor, config: Any) -> None:
+def _write_tensor(writer: Any, name: str, tensor: Tensor, config: Any, weights: str) -> None:
     stem, _, kind = name.removeprefix("model.").rpartition(".")
     if stem == "embed_tokens":
         stem = "token_embd"
@@ -99,6 +105,9 @@ def _write_tensor(writer: Any, name: str, tensor: Tensor, config: Any) -> None:
         stem = f"blk.{layer}.{_LAYER_NAMES[part]}"
     if tensor.dim() == 1:
         writer.add_tensor(f"{stem}.{kind}", tensor.float().numpy())
+    elif weights == "q8_0":
+        type_ = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(f"{stem}.{kind}", gguf.quants.quantize(tensor.float().numpy(), type_), raw_dtype=type_)
     else:
         raw = tensor.contiguous().view(torch.uint16).numpy()
         writer.add_tensor(f"{stem}.{kind}", raw, raw_dtype=gguf.GGMLQuantizationType.BF16)

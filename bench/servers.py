@@ -66,7 +66,7 @@ def _gunicorn(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "gunicorn", "--timeout", "0", *arguments]
 
 
-def _endstop(worker_class: str) -> Kind:
+def _endstop(worker_class: str, **more: str) -> Kind:
     def command(folder: Path, port: int) -> list[str]:
         return _gunicorn("-c", "gunicorn.conf.py", "--bind", f"127.0.0.1:{port}", "wsgi:app")
 
@@ -75,7 +75,7 @@ def _endstop(worker_class: str) -> Kind:
         "ENDSTOP_MAX_SLOTS": str(MAX_STREAMS),
         "ENDSTOP_MAX_CONTEXT": str(MAX_CONTEXT),
     }
-    return Kind(command, env, {"stream_options": {"include_usage": True}}, health="/ready")
+    return Kind(command, env | more, {"stream_options": {"include_usage": True}}, health="/ready")
 
 
 def _naive(folder: Path, port: int) -> list[str]:
@@ -96,13 +96,18 @@ def _transformers(*arguments: str) -> Kind:
     return Kind(command, {"HF_HUB_OFFLINE": "1"}, why_not=_lacks_serving)
 
 
-def _llama(folder: Path, port: int) -> list[str]:
-    from bench.gguf_file import gguf_file
+def _llama(weights: str) -> Kind:
+    def command(folder: Path, port: int) -> list[str]:
+        from bench.gguf_file import gguf_file
 
-    return [
-        *(LLAMA_SERVER, "--model", str(gguf_file(folder)), "--port", str(port), "--threads", str(os.cpu_count())),
-        *("--parallel", str(MAX_STREAMS), "--ctx-size", str(MAX_STREAMS * MAX_CONTEXT), "--jinja", "--no-webui"),
-    ]
+        file = str(gguf_file(folder, weights))
+        return [
+            *(LLAMA_SERVER, "--model", file, "--port", str(port), "--threads", str(os.cpu_count())),
+            *("--parallel", str(MAX_STREAMS), "--ctx-size", str(MAX_STREAMS * MAX_CONTEXT), "--jinja", "--no-webui"),
+        ]
+
+    fields = {"stream_options": {"include_usage": True}, "ignore_eos": True}
+    return Kind(command, fields=fields, why_not=_lacks_llama)
 
 
 def _lacks_llama(model: str) -> str:
@@ -118,10 +123,12 @@ KINDS = {
     "transformers-serve": _transformers(),
     # By default its cache takes half of the memory, and all servers share this machine.
     "transformers-cb": _transformers("--continuous-batching", "--cb-max-memory-percent", "0.3"),
-    "llama-server": Kind(
-        _llama, fields={"stream_options": {"include_usage": True}, "ignore_eos": True}, why_not=_lacks_llama
-    ),
+    "llama-server": _llama("bf16"),
+    # Not measured unless they are named: 8 bits against 8 bits.
+    "endstop-int8": _endstop("gevent", ENDSTOP_QUANTIZATION="int8"),
+    "llama-server-q8_0": _llama("q8_0"),
 }
+BY_DEFAULT = [name for name in KINDS if name not in ("endstop-int8", "llama-server-q8_0")]
 
 
 @dataclass(frozen=True, slots=True)
