@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, Gemma3Config, GPT2Config, MptConfig, WhisperConfig
 from transformers.utils import logging as transformers_logging
 
 from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine import kernels, loader
-from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, load
+from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, _num_positions, load
 from worker.engine.model_runner import FallbackRunner, PackedRunner
 from worker.errors import ModelLoadError
 from worker.settings import Settings
@@ -117,6 +118,26 @@ def test_a_cache_without_room_for_anything_is_refused(saved: Path, monkeypatch: 
 
 def test_the_context_is_that_of_the_model_at_most(saved: Path) -> None:
     assert load_from(saved, max_context=4096)[0].max_context == 512
+
+
+def test_the_context_of_a_model_that_is_served_row_by_row_is_its_own_at_most(tmp_path: Path) -> None:
+    """Beyond it the model fails, and whoever asks has to be refused beforehand."""
+    assert load_from(save_random_model(tmp_path, "mpt"), max_context=4096)[0].max_context == 512
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (GPT2Config(n_positions=77), 77),
+        (MptConfig(max_seq_len=77), 77),
+        (WhisperConfig(max_target_positions=77), 77),
+        (Gemma3Config(text_config={"max_position_embeddings": 77}), 77),  # text is one of several parts
+        (BloomConfig(), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_the_number_of_positions_has_many_names(config: Any, expected: int | None) -> None:
+    assert _num_positions(config) == expected
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [("bfloat16", "bfloat16"), ("auto", "float32")])

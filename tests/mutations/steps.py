@@ -142,6 +142,22 @@ _SCHEDULING = [
         "",
         "test_a_context_that_the_whole_cache_cannot_hold_is_none",
     ),
+    loader(
+        "a model names its length in one of several ways",
+        """\
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions", "n_ctx")
+""",
+        """\
+_LENGTHS = ("max_position_embeddings",)
+""",
+        "test_the_context_of_a_model_that_is_served_row_by_row_is_its_own_at_most",
+    ),
+    loader(
+        "the length of a model of several parts is that of its text",
+        "    text = config.get_text_config(decoder=True)\n",
+        "    text = config\n",
+        "test_the_number_of_positions_has_many_names[gemma3-77]",
+    ),
     blocks(
         "a block has as many owners as took it",
         "            self._num_owners[block] += 1\n",

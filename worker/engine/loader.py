@@ -73,6 +73,9 @@ Report = Callable[[LoadingProgress], None]
 # `owner/name`, or a bare name of the hub's first years (`gpt2`).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
+# What families call the number of their positions. Most have the first name, and some another beside it.
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions", "n_ctx")
+
 # Where each phase begins, by its usual share of the time.
 _PHASES = {"configuration": 0.0, "tokenizer": 0.05, "weights": 0.2, "check": 0.8}
 
@@ -100,6 +103,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     try:
         report(LoadingProgress("configuration", _PHASES["configuration"]))
         config = AutoConfig.from_pretrained(source)
+        max_context = min(settings.max_context, _num_positions(config) or settings.max_context)
         report(LoadingProgress("tokenizer", _PHASES["tokenizer"]))
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(source))
         report(LoadingProgress("weights", _PHASES["weights"]))
@@ -112,7 +116,6 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
-    max_context = min(settings.max_context, getattr(config, "max_position_embeddings", None) or settings.max_context)
     num_blocks = settings.max_slots * num_blocks_for(max_context)  # more than that nobody could use
 
     def fit(bytes_per_token: int) -> int:
@@ -161,6 +164,12 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         device,
         description,
     )
+
+
+def _num_positions(config: Any) -> int | None:
+    """How many positions the part of a model that reads and writes text has; None: it names no limit."""
+    text = config.get_text_config(decoder=True)
+    return next((length for name in _LENGTHS if (length := getattr(text, name, None))), None)
 
 
 def _use_kernels(model: Any, settings: Settings) -> None:
