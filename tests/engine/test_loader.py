@@ -16,7 +16,8 @@ from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine import kernels, loader
 from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, _num_positions, load
-from worker.engine.model_runner import FallbackRunner, PackedRunner
+from worker.engine.model_runner import FallbackRunner, PackedRunner, check_last_position
+from worker.engine.scheduler import Row
 from worker.errors import ModelLoadError
 from worker.settings import Settings
 
@@ -138,6 +139,34 @@ def test_the_context_of_a_model_that_is_served_row_by_row_is_its_own_at_most(tmp
 )
 def test_the_number_of_positions_has_many_names(config: Any, expected: int | None) -> None:
     assert _num_positions(config) == expected
+
+
+@pytest.mark.parametrize("trace", ["on", "off"])
+@pytest.mark.parametrize("max_context", [513, 600, 4096])
+def test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_context: int, trace: str
+) -> None:
+    folder = save_random_model(tmp_path, "gpt2")
+    monkeypatch.setattr("worker.engine.loader._num_positions", lambda config: None)
+    assert "ENDSTOP_MAX_CONTEXT=512 would do" in reason(folder, max_context=max_context, trace=trace)
+    assert load_from(folder, max_context=512, trace=trace)[0].max_context == 512
+
+
+def test_a_device_that_is_lost_at_the_last_position_is_not_asked_for_others(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def lost(runner: PackedRunner, rows: list[Row]) -> None:
+        asked.append(rows[0].start)
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    runner = load_from(saved)[0].runner
+    assert isinstance(runner, PackedRunner)
+    monkeypatch.setattr(PackedRunner, "forward", lost)
+    with pytest.raises(ModelLoadError, match="fails at position 63; lower ENDSTOP_MAX_CONTEXT"):
+        check_last_position(runner, 64)
+    assert asked == [63]
 
 
 @pytest.mark.parametrize(("dtype", "shown"), [("bfloat16", "bfloat16"), ("auto", "float32")])

@@ -131,6 +131,12 @@ def test_far_positions_are_compared_too() -> None:
         runner.trace(MAX_CONTEXT)
 
 
+def test_a_position_that_the_model_does_not_have_is_no_fault_of_the_recording() -> None:
+    runner = new_packed(random_model("gpt2"))
+    with pytest.raises(CannotTrace, match="the model fails on 1 rows: IndexError"):
+        runner.trace(MAX_CONTEXT + 1)
+
+
 def _load(folder: Path, **env: str) -> LoadedModel:
     return load(Settings.from_env({"ENDSTOP_MODEL": str(folder), **env}), lambda progress: None)
 

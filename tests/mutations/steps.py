@@ -19,6 +19,7 @@ graphs = taking_from("worker/engine/cuda_graphs.py", "tests/engine/test_cuda_gra
 closeness = taking_from("worker/engine/closeness.py", "tests/engine/test_cuda_graphs.py")
 triton = taking_from("worker/engine/triton_kernels.py", "tests/engine/under_triton_interpreter.py")
 compiled = taking_from("worker/engine/triton_kernels.py", "tests/engine/test_triton_kernels.py")
+positions = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
 guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
 detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_detokenizer.py")
@@ -372,6 +373,24 @@ _ARITHMETIC = [
         'if node.kind() == "endstop::linear" and _has_fixed_weights(node):',
         'if node.kind() == "endstop::linear":',
         "test_a_layer_whose_weights_are_not_there_yet_is_not_joined",
+    ),
+    trace(
+        "an error of the model's own is no recording",
+        "            except Exception as error:  # of the model's own code\n",
+        "            except ZeroDivisionError as error:\n",
+        "test_a_position_that_the_model_does_not_have_is_no_fault_of_the_recording",
+    ),
+    loader(
+        "the model has the last position that may be asked for",
+        "        check_last_position(runner, max_context)\n",
+        "",
+        "test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do[off-513]",
+    ),
+    positions(
+        "a device that is lost is not asked for other positions",
+        "        if not isinstance(error, torch.AcceleratorError):",
+        "        if True:",
+        "test_a_device_that_is_lost_at_the_last_position_is_not_asked_for_others",
     ),
     trace(
         "a recording is compared at far positions too",

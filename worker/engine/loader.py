@@ -35,7 +35,7 @@ from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.linear import NotExact, quantize, use_kernels
 from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
-from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
+from worker.engine.model_runner import ModelRunner, PackedRunner, check_last_position, new_runner
 from worker.engine.scheduler import CHEAP_ROWS
 from worker.engine.tokenizer import Tokenizer
 from worker.engine.trace import CannotTrace
@@ -147,6 +147,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     quantized = "int8 weights, " if settings.quantization == "int8" else ""
     description = f"{num_parameters / 1e6:.1f}M parameters, {quantized}{dtype} on {device}"
     if isinstance(runner, PackedRunner):
+        check_last_position(runner, max_context)
         description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context, device)}"
     else:
         description += f"; row by row, without batching ({fallback_reason})"

@@ -5,6 +5,7 @@ transformers' `AttentionInterface`. `FallbackRunner` computes row by row with th
 does, for all others. Which one serves a model is decided by comparing logits at load time, not by a list of names.
 """
 
+import bisect
 import inspect
 import itertools
 import random
@@ -18,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from worker.engine.attention import OwnMask, PagedAttention, UnsupportedAttention, lay_out
 from worker.engine.closeness import largest_distance, tolerance_of
 from worker.engine.cuda_graphs import GraphedDecode, Recorder
+from worker.engine.kv_cache import num_blocks_for
 from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
@@ -237,6 +239,32 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
             f"cache that most models have: {problem})"
         )
     return FallbackRunner(model), reason
+
+
+def check_last_position(runner: PackedRunner, max_context: int) -> None:
+    """See that the model computes a token at the last position that may be asked for: a decode step, or some ten.
+
+    Raises:
+        ModelLoadError: It does not; says how long a context would do.
+    """
+
+    def failure(context: int) -> Exception | None:
+        row = Row(cast("Sequence", None), [1] * num_blocks_for(context), context - 1, [0], True)
+        try:
+            runner.forward([row])[1][0, 0].item()  # on a GPU it is waited for
+        except Exception as error:  # whatever a model's code raises at a position that it does not have
+            return error
+        return None
+
+    error = failure(max_context)
+    if error is not None:
+        advice = "lower ENDSTOP_MAX_CONTEXT"
+        if not isinstance(error, torch.AcceleratorError):  # behind which this process computes nothing more
+            too_long = bisect.bisect_left(
+                range(max_context), True, lo=2, key=lambda length: failure(length) is not None
+            )
+            advice = f"ENDSTOP_MAX_CONTEXT={too_long - 1} would do"
+        raise ModelLoadError(f"the model fails at position {max_context - 1}; {advice} ({error!r})") from error
 
 
 def _random_prompts(model: Any) -> list[list[int]]:

@@ -71,7 +71,10 @@ class TracedDecode:
         far = max_context - 1
         for starts in ([far], [1, 40, 2], [17, 1, far, 3, 100], [5]):
             example = self._example([min(start, far) for start in starts])
-            expected = step(*example, *self._caches())
+            try:
+                expected = step(*example, *self._caches())
+            except Exception as error:  # of the model's own code
+                raise CannotTrace(f"the model fails on {len(starts)} rows: {type(error).__name__}") from error
             try:
                 is_equal = torch.equal(expected, self._recorded(*example, *self._caches()))
             except Exception as error:  # of torch's interpreter, for a size that was recorded as a number
