@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,41 @@ def test_the_cache_is_as_large_as_it_may_be(saved: Path) -> None:
     assert model.num_blocks == 2**20 // (16 * bytes_per_token)
     assert f"cache of {model.num_blocks * 16} tokens" in model.description
     assert load_from(saved, max_slots=1, max_context=64, cache_mb=1)[0].num_blocks == 4, "what nobody could use"
+
+
+def test_the_cache_of_a_model_that_is_served_row_by_row_is_as_large_as_it_may_be(tmp_path: Path) -> None:
+    bytes_per_token = 3 * 2 * 4 * 16 * 4  # layers, keys and values, heads, their size, float32
+    folder = save_random_model(tmp_path, "mpt")
+    model, _ = load_from(folder, max_slots=64, max_context=512, cache_mb=1)
+    assert model.num_blocks == 2**20 // (16 * bytes_per_token)
+    assert f"cache of {model.num_blocks * 16} tokens" in model.description
+
+
+def test_a_cache_that_is_measured_again_is_not_bound_by_the_first_time(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a model may be tried twice: first row by row, because Triton failed, and then packed."""
+
+    def twice(model: Any, num_blocks: Callable[[int], int], **kwargs: Any) -> Any:
+        num_blocks(2**40)
+        return new_runner(model, num_blocks, **kwargs)
+
+    monkeypatch.setattr(loader, "new_runner", twice)
+    assert load_from(saved, max_slots=1, max_context=64)[0].num_blocks == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "without batching, a prefix cache ("),
+        ({"prefix_cache": "off"}, "without batching ("),
+        ({"speculation": "ngram"}, "without batching, a prefix cache, guesses ("),
+    ],
+)
+def test_who_is_served_row_by_row_is_told_what_it_goes_without(
+    tmp_path: Path, settings: dict[str, str], expected: str
+) -> None:
+    assert expected in load_from(save_random_model(tmp_path, "mpt"), **settings)[0].description
 
 
 def test_a_context_that_the_whole_cache_cannot_hold_is_none(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ closeness = taking_from("worker/engine/closeness.py", "tests/engine/test_cuda_gr
 triton = taking_from("worker/engine/triton_kernels.py", "tests/engine/under_triton_interpreter.py")
 compiled = taking_from("worker/engine/triton_kernels.py", "tests/engine/test_triton_kernels.py")
 positions = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
+gave_way = taking_from("worker/engine/scheduler.py", "tests/engine/test_parity.py")
 guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
 detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_detokenizer.py")
@@ -142,6 +143,24 @@ _SCHEDULING = [
         "    max_context = min(max_context, num_blocks * BLOCK_TOKENS)\n",
         "",
         "test_a_context_that_the_whole_cache_cannot_hold_is_none",
+    ),
+    positions(
+        "the cache of a model that is served row by row is no larger than may be",
+        "    num_blocks(max(1, num_bytes // (len(prompts[0]) - len(prompts[1]))))\n",
+        "",
+        "test_the_cache_of_a_model_that_is_served_row_by_row_is_as_large_as_it_may_be",
+    ),
+    loader(
+        "a cache that is measured again is not bound by the first time",
+        "        num_blocks = min(max_blocks, cache_bytes(",
+        "        num_blocks = min(num_blocks, cache_bytes(",
+        "test_a_cache_that_is_measured_again_is_not_bound_by_the_first_time",
+    ),
+    gave_way(
+        "the cache of who gave way is gone though it is the model's own",
+        "        self.forget(sequence.blocks)\n",
+        "",
+        "test_who_gives_way_row_by_row_has_the_same_tokens_and_its_cache_is_gone",
     ),
     loader(
         "a model names its length in one of several ways",

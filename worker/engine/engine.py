@@ -80,6 +80,7 @@ class Engine:
         self._admission = Admission(settings, self._records, self._is_leaving)
         self._supervisor = Supervisor(settings, self._admission, self._records, lambda: self.on_dead())
         self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
+        self._scheduler.forget = self._forget
         self._waiter = ThreadWaiter()
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
@@ -402,7 +403,11 @@ class Engine:
     def _free(self, sequence: Sequence) -> None:
         blocks = sequence.blocks
         self._scheduler.remove(sequence)
-        if blocks and self._model is not None:
+        if blocks:
+            self._forget(blocks)
+
+    def _forget(self, blocks: list[int]) -> None:
+        if self._model is not None:
             self._model.runner.forget(blocks)
 
     def _fault(self, error: Exception) -> InferenceFailed:

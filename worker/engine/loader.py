@@ -116,11 +116,11 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
-    num_blocks = settings.max_slots * num_blocks_for(max_context)  # more than that nobody could use
+    num_blocks = max_blocks = settings.max_slots * num_blocks_for(max_context)  # more than that nobody could use
 
     def fit(bytes_per_token: int) -> int:
         nonlocal num_blocks
-        num_blocks = min(num_blocks, cache_bytes(settings.cache_mb, device) // (bytes_per_token * BLOCK_TOKENS))
+        num_blocks = min(max_blocks, cache_bytes(settings.cache_mb, device) // (bytes_per_token * BLOCK_TOKENS))
         return num_blocks
 
     try:
@@ -146,11 +146,12 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     dtype = str(model.dtype).removeprefix("torch.")
     quantized = "int8 weights, " if settings.quantization == "int8" else ""
     description = f"{num_parameters / 1e6:.1f}M parameters, {quantized}{dtype} on {device}"
+    description += f", cache of {num_blocks * BLOCK_TOKENS} tokens"
     if isinstance(runner, PackedRunner):
         check_last_position(runner, max_context)
-        description += f", cache of {num_blocks * BLOCK_TOKENS} tokens, {_trace(runner, settings, max_context, device)}"
+        description += f", {_trace(runner, settings, max_context, device)}"
     else:
-        description += f"; row by row, without batching ({fallback_reason})"
+        description += f"; row by row, without {_what_is_missed(settings)} ({fallback_reason})"
     if device == "cpu" and not kernels.IS_NATIVE:
         description += "; without native kernels, which take half the time (python -m worker.engine.native)"
     if device != "cpu" and not kernels.has_triton(torch.device(device)):
@@ -227,6 +228,13 @@ def _no_memory_for_a_cache(settings: Settings, device: str) -> str:
         f"beside the weights {device} has no memory for a cache and the {CUDA_RESERVE_BYTES // 2**20} MiB that are "
         "left to steps; use a smaller model, ENDSTOP_QUANTIZATION=int8, or set ENDSTOP_CACHE_MB"
     )
+
+
+def _what_is_missed(settings: Settings) -> str:
+    """What a model that is served row by row goes without, though it was asked for."""
+    prefixes = ["a prefix cache"] if settings.prefix_cache == "on" else []
+    guesses = ["guesses"] if settings.speculation != "none" else []
+    return ", ".join(["batching", *prefixes, *guesses])
 
 
 def _find(settings: Settings) -> str:

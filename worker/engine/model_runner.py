@@ -185,6 +185,21 @@ class FallbackRunner:
     def forget(self, blocks: list[int]) -> None:
         self._caches.pop(blocks[0], None)
 
+    def num_bytes(self, block: int) -> int:
+        """What the cache of the sequence that begins with this block takes."""
+        return _num_bytes(self._caches[block], set())
+
+
+def _num_bytes(value: Any, seen: set[int]) -> int:
+    """Of the tensors in a cache, whatever it is made of. Each is counted once."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else getattr(value, "__dict__", {}).values()
+    return sum(_num_bytes(part, seen) for part in (value if isinstance(value, list | tuple) else parts))
+
 
 @torch.inference_mode()
 def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool = False) -> tuple[ModelRunner, str]:
@@ -228,8 +243,9 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
             ) from error
         reason = f"{type(error).__name__}: {error}"
     model.set_attn_implementation(implementation)
+    row_by_row = FallbackRunner(model)
     try:
-        distance = _largest_distance(FallbackRunner(model), prompts, expected)
+        distance = _largest_distance(row_by_row, prompts, expected)
         problem = "" if distance <= tolerance else f"logits differ from those of the whole prompt by {distance:.2g}"
     except (AttributeError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
@@ -238,6 +254,9 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
             f"models of the kind {model.config.model_type!r} are not supported (packed: {reason}; row by row, with the "
             f"cache that most models have: {problem})"
         )
+    # What does not grow with a sequence, a state or a window, is not a matter of the number of tokens.
+    num_bytes = row_by_row.num_bytes(1) - row_by_row.num_bytes(2)
+    num_blocks(max(1, num_bytes // (len(prompts[0]) - len(prompts[1]))))
     return FallbackRunner(model), reason
 
 

@@ -11,6 +11,7 @@ whole cache could not hold is refused when it comes; so there is no deadlock, an
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.engine.kv_cache import BLOCK_TOKENS, ROOT, BlockPool, num_blocks_for
@@ -63,6 +64,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.pool = BlockPool(0)
+        self.forget: Callable[[list[int]], None] = lambda blocks: None  # told of the blocks of who gives way
         self.num_preempted = 0
         self.max_guesses = 0  # next tokens of a sequence that may be guessed and computed with its newest one
         self.num_guessed = 0
@@ -187,6 +189,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self.forget(sequence.blocks)
         self._release(sequence)
         sequence.state = SequenceState.WAITING
         self.waiting.appendleft(sequence)
