@@ -17,7 +17,7 @@ from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine import kernels, loader
 from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, _num_positions, load
-from worker.engine.model_runner import FallbackRunner, PackedRunner, check_last_position
+from worker.engine.model_runner import FallbackRunner, PackedRunner, check_last_position, new_runner
 from worker.engine.scheduler import Row
 from worker.errors import ModelLoadError
 from worker.settings import Settings
@@ -88,6 +88,42 @@ def test_a_window_that_only_a_mask_knows_of_is_served_row_by_row(tmp_path: Path)
     model, _ = load_from(save_random_model(tmp_path, "qwen2-moe-window"))
     assert isinstance(model.runner, FallbackRunner)
     assert "a window of 24 tokens that only its mask knows of" in model.description
+
+
+@pytest.mark.parametrize("error", [ValueError("not so"), RuntimeError("not so"), IndexError("not so")])
+def test_a_model_that_computes_in_neither_way_is_refused_with_both_reasons(error: Exception) -> None:
+    model = random_model("mpt")
+    forward = model.forward
+
+    def without_a_cache(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:
+            raise error
+        return forward(*args, **kwargs)
+
+    model.forward = without_a_cache
+    with pytest.raises(ModelLoadError, match=rf"\(packed: .*; row by row, .*: {type(error).__name__}: not so\)"):
+        new_runner(model, lambda _: 1)
+
+
+def test_neither_of_two_long_reasons_hides_the_other(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(runner: FallbackRunner | PackedRunner, rows: list[Row]) -> None:
+        raise RuntimeError(f"not\n{'packed' if runner.is_packed else 'row by row'} " * 100)
+
+    monkeypatch.setattr(PackedRunner, "forward", fail)
+    monkeypatch.setattr(FallbackRunner, "forward", fail)
+    text = reason(saved)
+    assert "RuntimeError: not packed" in text
+    assert "RuntimeError: not row by row" in text
+    assert text.endswith(")")
+
+
+def test_a_model_without_memory_for_its_own_cache_is_not_called_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(FallbackRunner, "forward", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        new_runner(random_model("mpt"), lambda _: 1)
 
 
 def test_a_model_whose_chunks_a_short_check_cannot_see_is_served_row_by_row(folder: Path) -> None:

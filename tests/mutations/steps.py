@@ -145,6 +145,28 @@ _SCHEDULING = [
         "test_a_context_that_the_whole_cache_cannot_hold_is_none",
     ),
     positions(
+        "whatever a model raises row by row is said beside the reason why it is not packed",
+        "    except Exception as error:  # whatever a model's code may raise that keeps another cache\n",
+        "    except (AttributeError, TypeError) as error:\n",
+        "test_a_model_that_computes_in_neither_way_is_refused_with_both_reasons[error0]",
+    ),
+    loader(
+        "neither of two long reasons hides the other",
+        "        if isinstance(error, ModelLoadError):  # which says all, and is not cut\n",
+        "        if False:\n",
+        "test_neither_of_two_long_reasons_hides_the_other",
+    ),
+    positions(
+        "no memory for a row's own cache does not make a model unsupported",
+        """\
+            raise
+        problem =""",
+        """\
+            pass
+        problem =""",
+        "test_a_model_without_memory_for_its_own_cache_is_not_called_unsupported",
+    ),
+    positions(
         "the cache of a model that is served row by row is no larger than may be",
         "    num_blocks(max(1, num_bytes // (len(prompts[0]) - len(prompts[1]))))\n",
         "",

@@ -135,6 +135,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
                 f"no memory for a cache of {num_blocks * BLOCK_TOKENS} tokens; lower ENDSTOP_CACHE_MB, "
                 f"ENDSTOP_MAX_SLOTS or ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
             ) from error
+        if isinstance(error, ModelLoadError):  # which says all, and is not cut
+            raise ModelLoadError(f"model {settings.model!r}: {error}") from error
         # the model's own code, on its first input
         raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
     if fallback_reason and settings.deterministic:

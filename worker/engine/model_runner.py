@@ -241,14 +241,16 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
             raise ModelLoadError(
                 f"models of the kind {model.config.model_type!r} are not supported: {error}"
             ) from error
-        reason = f"{type(error).__name__}: {error}"
+        reason = _one_line(error)
     model.set_attn_implementation(implementation)
     row_by_row = FallbackRunner(model)
     try:
         distance = _largest_distance(row_by_row, prompts, expected)
         problem = "" if distance <= tolerance else f"logits differ from those of the whole prompt by {distance:.2g}"
-    except (AttributeError, TypeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever a model's code may raise that keeps another cache
+        if is_out_of_memory(error):
+            raise
+        problem = _one_line(error)
     if problem:
         raise ModelLoadError(
             f"models of the kind {model.config.model_type!r} are not supported (packed: {reason}; row by row, with the "
@@ -283,7 +285,12 @@ def check_last_position(runner: PackedRunner, max_context: int) -> None:
                 range(max_context), True, lo=2, key=lambda length: failure(length) is not None
             )
             advice = f"ENDSTOP_MAX_CONTEXT={too_long - 1} would do"
-        raise ModelLoadError(f"the model fails at position {max_context - 1}; {advice} ({error!r})") from error
+        raise ModelLoadError(f"the model fails at position {max_context - 1}; {advice} ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    """Short enough that two of them are read to their end."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:150]
 
 
 def _random_prompts(model: Any) -> list[list[int]]:
