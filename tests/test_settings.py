@@ -80,6 +80,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
     [
         ("ENDSTOP_MAX_SLOTS", "0", "at least 1"),
         ("ENDSTOP_MAX_SLOTS", "513", "at most 512"),
+        ("ENDSTOP_CPU_THREADS", "1025", "at most 1024"),
+        ("ENDSTOP_CPU_THREADS", "100000", "at most 1024"),
         ("ENDSTOP_MAX_SLOTS", "many", "whole number"),
         ("ENDSTOP_MAX_SLOTS", "1.5", "whole number"),
         ("ENDSTOP_MAX_SLOTS", "", "whole number"),

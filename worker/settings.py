@@ -55,7 +55,10 @@ class Settings:
     dtype: str = _setting("auto", "type of weights and cache", choices=("auto", "float32", "bfloat16", "float16"))
     # One thread for a small model: its operators are too short to share.
     cpu_threads: int = _setting(
-        0, "threads that one step uses on a CPU; 0: one for a small model, else all cores", minimum=0
+        0,
+        "threads that one step uses on a CPU; 0: one for a small model, else all cores",
+        minimum=0,
+        maximum=1024,  # a hundred thousand, which a system does not give, ended the process
     )
     quantization: str = _setting(
         "none", "int8: the weights of linear layers in 8 bits, a scale for each output", choices=("none", "int8")

@@ -27,6 +27,7 @@ detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_det
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
+settings = taking_from("worker/settings.py", "tests/test_settings.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
 
 _SCHEDULING = [
@@ -486,6 +487,12 @@ _ARITHMETIC = [
         "    if fallback_reason and settings.deterministic:\n",
         "    if False:\n",
         "test_a_model_that_cannot_be_exact_is_refused",
+    ),
+    settings(
+        "no more threads are asked for than a system gives",
+        "        maximum=1024,  # a hundred thousand, which a system does not give, ended the process\n",
+        "",
+        "test_what_is_refused_names_variable_value_and_limit",
     ),
     exact(
         "an exact model has one thread of torch's",
