@@ -27,6 +27,7 @@ detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_det
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
+native = taking_from("worker/engine/native/__init__.py", "tests/engine/test_native.py")
 settings = taking_from("worker/settings.py", "tests/test_settings.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
 
@@ -649,6 +650,66 @@ _GPU = [
     ),
 ]
 
+_KERNELS = [
+    native(
+        "a library that is cut off is not loaded",
+        """\
+    if hashlib.sha256(content[:-_CHECKSUM_BYTES]).digest() != content[-_CHECKSUM_BYTES:]:
+        return f"{path.name} is damaged"
+""",
+        "",
+        "test_a_library_that_cannot_be_loaded_is_none_and_the_reason_is_known",
+    ),
+    native(
+        "a library that cannot be loaded does not keep a server from starting",
+        "    except OSError as error:  # what is whole need not be a library, nor one of this system's\n",
+        "    except ZeroDivisionError as error:\n",
+        "test_a_library_that_cannot_be_loaded_is_none_and_the_reason_is_known[no library]",
+    ),
+    native(
+        "a library that cannot be loaded is built again",
+        "    if not _why_not_loaded(path):\n",
+        "    if path.is_file():\n",
+        "test_a_library_that_cannot_be_loaded_is_built_again",
+    ),
+    native(
+        "what was built and cannot be loaded is not left for a server",
+        "        if problem:\n",
+        "        if False:\n",
+        "test_what_the_compiler_made_and_cannot_be_loaded_is_not_left_for_a_server",
+    ),
+    native(
+        "a library is tried in a process of its own",
+        'done.returncode}" if done.returncode else ""',
+        'done.returncode}" if done.returncode > 0 else ""',
+        "test_a_library_that_ends_its_process_ends_no_other",
+    ),
+    native(
+        "two that build do not write over each other",
+        'path.with_suffix(f".{os.getpid()}")',
+        'path.with_suffix(".unfinished")',
+        "test_two_that_build_do_not_write_over_each_other",
+    ),
+    native(
+        "a folder that cannot be written to is a reason and no traceback",
+        "    except OSError as error:\n        raise CannotBuild(",
+        "    except ZeroDivisionError as error:\n        raise CannotBuild(",
+        "test_a_folder_that_cannot_be_written_to_is_a_reason",
+    ),
+    native(
+        "a folder that is read-only is known before the compiler works",
+        "        unfinished.touch()  # known at once, and not when the compiler has worked for a minute\n",
+        "",
+        "test_a_folder_that_is_read_only_is_a_reason",
+    ),
+    native(
+        "a package that is missing is a reason and no traceback",
+        "    except ImportError as error:\n",
+        "    except ZeroDivisionError as error:\n",
+        "test_a_package_that_is_missing_is_a_reason",
+    ),
+]
+
 _RETRY_AFTER = [
     service_rate(
         "Retry-After grows when nobody leaves any more",
@@ -697,4 +758,13 @@ _LOG = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_SCHEDULING, *_SAMPLING, *_GUESSES, *_ARITHMETIC, *_GPU, *_RETRY_AFTER, *_LOG]
+MUTATIONS: list[Mutation] = [
+    *_SCHEDULING,
+    *_SAMPLING,
+    *_GUESSES,
+    *_ARITHMETIC,
+    *_GPU,
+    *_KERNELS,
+    *_RETRY_AFTER,
+    *_LOG,
+]

@@ -29,7 +29,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from worker.engine import kernels
+from worker.engine import kernels, native
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
@@ -155,7 +155,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     else:
         description += f"; row by row, without {_what_is_missed(settings)} ({fallback_reason})"
     if device == "cpu" and not kernels.IS_NATIVE:
-        description += "; without native kernels, which take half the time (python -m worker.engine.native)"
+        description += f"; without native kernels, which take half the time: {native.why_not}"
+        description += "; python -m worker.engine.native builds them"
     if device != "cpu" and not kernels.has_triton(torch.device(device)):
         description += f"; attention by torch, without Triton's kernels ({_flat(kernels.why_no_triton())})"
     return LoadedModel(
