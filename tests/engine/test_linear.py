@@ -176,8 +176,31 @@ def test_int8_weights_are_a_small_error_and_a_quarter_of_the_memory(family: str)
     assert (logits - expected).norm() / expected.norm() < 0.05
     modules = dict(model.named_modules())
     assert names
-    assert all(modules[name].weight.dtype == torch.int8 for name in names)
+    assert all(modules[name].numbers.dtype == torch.int8 for name in names)
     assert model.get_input_embeddings().weight.dtype == torch.float32
+
+
+class _Looking(nn.Module):
+    """Looks at the weights of its layer: as the indexers of DeepSeek's sparse attention do, and as Bloom's layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.proj(x.to(self.proj.weight.dtype)), nn.functional.linear(x, self.proj.weight, self.proj.bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_may_look_at_weights_that_are_int8(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = _Looking().to(dtype), torch.randn(5, 64).to(dtype)
+    with torch.inference_mode():
+        expected = model.proj(x)
+        quantize(model, is_exact=False)
+        for out in model(x):
+            assert out.dtype == dtype
+            assert (out - expected).norm() / expected.norm() < 0.02
 
 
 def _row(number: int, start: int, token_ids: list[int]) -> Row:

@@ -466,6 +466,12 @@ _ARITHMETIC = [
         "test_only_what_is_a_plain_linear_layer_is_replaced",
     ),
     linear(
+        "a model may look at weights that are int8",
+        "        return (self.numbers * self.scales[:, None]).to(self._dtype)\n",
+        "        return self.numbers\n",
+        "test_a_model_may_look_at_weights_that_are_int8",
+    ),
+    linear(
         "a model that multiplies in its own way is not exact",
         "                        raise NotExact(name)\n",
         "                        pass\n",

@@ -29,20 +29,26 @@ class NativeLinear(nn.Linear):
 class Int8Linear(nn.Module):
     """A linear layer whose weights are int8, each output with a scale of its own; its input is not quantized."""
 
-    weight: Tensor
+    numbers: Tensor
     scales: Tensor
 
     def __init__(self, linear: nn.Linear, *, is_exact: bool) -> None:
         super().__init__()
         wide = linear.weight.detach().float()
         scales = wide.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("weight", (wide / scales[:, None]).round().to(torch.int8))
+        self.register_buffer("numbers", (wide / scales[:, None]).round().to(torch.int8))
         self.register_buffer("scales", scales)
         self.bias = linear.bias
         self.is_exact = is_exact
+        self._dtype = linear.weight.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """For code of a model's own that gives its input the type of the weights, or multiplies with them itself."""
+        return (self.numbers * self.scales[:, None]).to(self._dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        return kernels.linear(input, self.weight, self.scales, self.bias, is_exact=self.is_exact)
+        return kernels.linear(input, self.numbers, self.scales, self.bias, is_exact=self.is_exact)
 
 
 class NotExact(Exception):
