@@ -1,5 +1,6 @@
 """Linear layers by our kernels: right, the same for a row whoever is beside it, and nothing else is replaced."""
 
+import copy
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,13 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from tests.support.random_models import VOCAB_SIZE, random_model, save_random_model
+from tests.support.random_models import CONFIGS, VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine import kernels
 from worker.engine.kernels import IS_NATIVE
 from worker.engine.kv_cache import num_blocks_for
-from worker.engine.linear import Int8Linear, NativeLinear, NotExact, quantize, use_kernels
+from worker.engine.linear import Int8Linear, NativeLinear, NotExact, check_widths, quantize, use_kernels
 from worker.engine.loader import load
 from worker.engine.model_runner import PackedRunner, new_runner
 from worker.engine.scheduler import Row
@@ -334,6 +336,66 @@ def test_a_model_that_cannot_be_exact_is_refused(
     monkeypatch.setattr(kernels, "IS_NATIVE", is_native)
     with pytest.raises(ModelLoadError, match=f"ENDSTOP_DETERMINISTIC=1 is not possible .*{reason}"):
         _load(save_random_model(tmp_path, family), ENDSTOP_DETERMINISTIC="1")
+
+
+def _llama(**shape: Any) -> Any:
+    auto: Any = AutoModelForCausalLM
+    config = copy.deepcopy(CONFIGS["llama"])
+    for name, value in shape.items():
+        setattr(config, name, value)
+    return auto.from_config(config).eval()
+
+
+@needs_native
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_model_whose_layers_torchs_functions_cut_is_not_exact(tmp_path: Path, quantization: str) -> None:
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    _llama(intermediate_size=100).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"DETERMINISTIC=1 is not possible .*gate_proj is 100 numbers wide"):
+        _load(tmp_path, ENDSTOP_DETERMINISTIC="1", ENDSTOP_QUANTIZATION=quantization)
+
+
+@needs_native
+def test_the_number_of_tokens_that_a_model_knows_is_not_a_width() -> None:
+    """Of GPT-2's it is 50,257."""
+    model = _llama(vocab_size=401)
+    use_kernels(model, is_exact=True)
+    check_widths(model)
+
+
+class _Layers(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+        self.dtype = torch.float32
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+
+@needs_native
+def test_the_step_that_a_width_is_a_multiple_of_is_that_of_torchs_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_refused(width: int, dtype: torch.dtype) -> bool:
+        model = _Layers(width).to(dtype)
+        model.dtype = dtype
+        use_kernels(model, is_exact=False)
+        try:
+            check_widths(model)
+        except NotExact:
+            return True
+        return False
+
+    for width in range(8, 200, 4):
+        for dtype in DTYPES:
+            for function in (nn.functional.silu, nn.functional.gelu, torch.sigmoid):
+                rows = (torch.randn(9, width, generator=torch.Generator().manual_seed(width)) * 3).to(dtype)
+                alone = torch.cat([function(row[None].clone()) for row in rows])
+                assert torch.equal(function(rows), alone) or is_refused(width, dtype), (width, dtype, function)
+    for capability, steps in (("AVX2", (16, 32)), ("AVX512", (32, 64))):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
+        for dtype, step in zip((torch.float32, torch.bfloat16), steps, strict=True):
+            assert not is_refused(step, dtype)
+            assert is_refused(step // 2, dtype)
 
 
 def test_who_runs_without_the_kernels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

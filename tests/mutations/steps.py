@@ -427,7 +427,7 @@ _ARITHMETIC = [
         "the model has the last position that may be asked for",
         "        check_last_position(runner, max_context)\n",
         "",
-        "test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do[off-513]",
+        "test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do[513-off]",
     ),
     positions(
         "a device that is lost is not asked for other positions",
@@ -473,8 +473,8 @@ _ARITHMETIC = [
     ),
     linear(
         "a model that multiplies in its own way is not exact",
-        "                        raise NotExact(name)\n",
-        "                        pass\n",
+        '                        raise NotExact(f"{name} is',
+        '                        _ = (f"{name} is',
         "test_a_model_that_multiplies_in_its_own_way_is_not_exact",
     ),
     exact(
@@ -488,6 +488,24 @@ _ARITHMETIC = [
         "    except NotExact as error:\n",
         "    except ZeroDivisionError as error:\n",
         "test_a_model_that_cannot_be_exact_is_refused",
+    ),
+    exact(
+        "a model whose widths torch's functions cut is not exact",
+        "        check_widths(model)\n",
+        "        pass\n",
+        "test_a_model_whose_layers_torchs_functions_cut_is_not_exact",
+    ),
+    linear(
+        "a width is measured against the vectors of this CPU",
+        '128 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64',
+        "64",
+        "test_the_step_that_a_width_is_a_multiple_of_is_that_of_torchs_functions",
+    ),
+    linear(
+        "the number of tokens that a model knows is not a width",
+        "0 if module is model.get_output_embeddings() else module.out_features",
+        "module.out_features",
+        "test_the_number_of_tokens_that_a_model_knows_is_not_a_width",
     ),
     exact(
         "a model that is computed row by row is not exact",

@@ -40,6 +40,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scales", scales)
         self.bias = linear.bias
         self.is_exact = is_exact
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self._dtype = linear.weight.dtype
 
     @property
@@ -52,7 +53,7 @@ class Int8Linear(nn.Module):
 
 
 class NotExact(Exception):
-    """A part of the model multiplies in a way that is not ours; says which."""
+    """A part of the model computes a row in another way in company than alone; says which and why."""
 
 
 def use_kernels(model: Any, *, is_exact: bool) -> None:
@@ -79,7 +80,30 @@ def use_kernels(model: Any, *, is_exact: bool) -> None:
             if not isinstance(module, NativeLinear | Int8Linear | nn.Embedding):
                 for name, parameter in module.named_parameters(path, recurse=False):
                     if parameter.dim() > 1:
-                        raise NotExact(name)
+                        raise NotExact(f"{name} is multiplied by code that computes many rows in another way than one")
+
+
+def check_widths(model: Any) -> None:
+    """See that torch's functions between the layers compute a row in one way.
+
+    They take a batch as one row of numbers, two vectors of the CPU at once, and what is left at its end one by one,
+    with other last bits. Which numbers these are is a matter of the number of rows, unless a row is a multiple itself.
+    Measured with silu and gelu.
+
+    Args:
+        model: On a CPU, after `use_kernels`.
+
+    Raises:
+        NotExact: A layer is not so wide.
+    """
+    step = (128 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 64) // model.dtype.itemsize
+    for path, module in model.named_modules():
+        if isinstance(module, NativeLinear | Int8Linear):
+            # Behind the logits comes a tanh at most, which torch does not cut, and the sampler goes row by row.
+            num_outputs = 0 if module is model.get_output_embeddings() else module.out_features
+            for width in (module.in_features, num_outputs):
+                if width % step:
+                    raise NotExact(f"{path} is {width} numbers wide, and on this CPU it has to be a multiple of {step}")
 
 
 def _as_linear(module: Conv1D) -> nn.Linear:

@@ -33,7 +33,7 @@ from worker.engine import kernels, native
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.download import download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
-from worker.engine.linear import NotExact, quantize, use_kernels
+from worker.engine.linear import NotExact, check_widths, quantize, use_kernels
 from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, PackedRunner, check_last_position, new_runner
 from worker.engine.scheduler import CHEAP_ROWS
@@ -111,8 +111,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         num_parameters = sum(p.numel() for p in model.parameters())
         _use_kernels(model, settings)
     except NotExact as error:
-        reason = f"{error} is multiplied by code that computes many rows in another way than one"
-        raise _not_exact(settings, reason) from error
+        raise _not_exact(settings, str(error)) from error
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
         raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
@@ -186,6 +185,8 @@ def _use_kernels(model: Any, settings: Settings) -> None:
     if settings.quantization == "int8":
         quantize(model, is_exact=is_exact)
     use_kernels(model, is_exact=is_exact)
+    if is_exact:
+        check_widths(model)
 
 
 def _not_exact(settings: Settings, reason: str) -> ModelLoadError:
