@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
 from worker.engine import kernels, loader
-from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, _num_positions, load
+from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, load
 from worker.engine.model_runner import FallbackRunner, PackedRunner, check_last_position, new_runner
+from worker.engine.positions import Positions, positions_of
 from worker.engine.scheduler import Row
 from worker.errors import ModelLoadError
 from worker.settings import Settings
@@ -77,6 +79,16 @@ def test_a_model_with_another_attention_is_served_row_by_row(tmp_path: Path) -> 
 def test_a_model_that_keeps_its_state_in_another_way_is_refused(tmp_path: Path) -> None:
     """It would answer, and every token behind the first would be wrong."""
     assert "models of the kind 'mamba' are not supported" in reason(save_random_model(tmp_path, "mamba"))
+
+
+def test_no_sequence_is_so_long_that_others_get_other_positions(tmp_path: Path) -> None:
+    """With LongRoPE a long neighbour would change an answer, and a cached beginning the answer behind it."""
+    model, _ = load_from(save_random_model(tmp_path, "phi3-longrope"), max_context=512)
+    assert model.max_context == 64
+    assert "requests of up to 64 tokens (of 512: beyond, its LongRoPE" in model.description
+    shorter, _ = load_from(tmp_path, max_context=32)
+    assert shorter.max_context == 32
+    assert "LongRoPE" not in shorter.description
 
 
 def test_a_model_that_makes_its_own_mask_is_refused(tmp_path: Path) -> None:
@@ -205,12 +217,12 @@ def test_the_context_of_a_model_that_is_served_row_by_row_is_its_own_at_most(tmp
         (MptConfig(max_seq_len=77), 77),
         (WhisperConfig(max_target_positions=77), 77),
         (Gemma3Config(text_config={"max_position_embeddings": 77}), 77),  # text is one of several parts
-        (BloomConfig(), None),
+        (BloomConfig(), sys.maxsize),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_the_number_of_positions_has_many_names(config: Any, expected: int | None) -> None:
-    assert _num_positions(config) == expected
+def test_the_number_of_positions_has_many_names(config: Any, expected: int) -> None:
+    assert positions_of(config) == Positions(expected)
 
 
 @pytest.mark.parametrize("trace", ["on", "off"])
@@ -219,7 +231,7 @@ def test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_context: int, trace: str
 ) -> None:
     folder = save_random_model(tmp_path, "gpt2")
-    monkeypatch.setattr("worker.engine.loader._num_positions", lambda config: None)
+    monkeypatch.setattr("worker.engine.loader.positions_of", lambda config: Positions(sys.maxsize))
     assert "ENDSTOP_MAX_CONTEXT=512 would do" in reason(folder, max_context=max_context, trace=trace)
     assert load_from(folder, max_context=512, trace=trace)[0].max_context == 512
 

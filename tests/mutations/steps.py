@@ -11,7 +11,8 @@ linear = taking_from("worker/engine/linear.py", "tests/engine/test_linear.py")
 trace = taking_from("worker/engine/trace.py", "tests/engine/test_trace.py")
 fusing = taking_from("worker/engine/fuse.py", "tests/engine/test_fuse.py")
 fused = taking_from("worker/engine/trace.py", "tests/engine/test_fuse.py")
-masks = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
+length = taking_from("worker/engine/positions.py", "tests/engine/test_loader.py")
+new_runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
 own_mask = taking_from("worker/engine/attention.py", "tests/engine/test_loader.py")
 runner = taking_from("worker/engine/model_runner.py", "tests/engine/test_trace.py")
 without_mask = taking_from("worker/engine/model_runner.py", "tests/engine/test_cuda_graphs.py")
@@ -19,7 +20,6 @@ graphs = taking_from("worker/engine/cuda_graphs.py", "tests/engine/test_cuda_gra
 closeness = taking_from("worker/engine/closeness.py", "tests/engine/test_cuda_graphs.py")
 triton = taking_from("worker/engine/triton_kernels.py", "tests/engine/under_triton_interpreter.py")
 compiled = taking_from("worker/engine/triton_kernels.py", "tests/engine/test_triton_kernels.py")
-positions = taking_from("worker/engine/model_runner.py", "tests/engine/test_loader.py")
 gave_way = taking_from("worker/engine/scheduler.py", "tests/engine/test_parity.py")
 guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculation.py")
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
@@ -146,7 +146,7 @@ _SCHEDULING = [
         "",
         "test_a_context_that_the_whole_cache_cannot_hold_is_none",
     ),
-    positions(
+    new_runner(
         "whatever a model raises row by row is said beside the reason why it is not packed",
         "    except Exception as error:  # whatever a model's code may raise that keeps another cache\n",
         "    except (AttributeError, TypeError) as error:\n",
@@ -158,7 +158,7 @@ _SCHEDULING = [
         "        if False:\n",
         "test_neither_of_two_long_reasons_hides_the_other",
     ),
-    positions(
+    new_runner(
         "no memory for a row's own cache does not make a model unsupported",
         """\
             raise
@@ -168,7 +168,7 @@ _SCHEDULING = [
         problem =""",
         "test_a_model_without_memory_for_its_own_cache_is_not_called_unsupported",
     ),
-    positions(
+    new_runner(
         "the cache of a model that is served row by row is no larger than may be",
         "    num_blocks(max(1, num_bytes // (len(prompts[0]) - len(prompts[1]))))\n",
         "",
@@ -186,7 +186,7 @@ _SCHEDULING = [
         "",
         "test_who_gives_way_row_by_row_has_the_same_tokens_and_its_cache_is_gone",
     ),
-    loader(
+    length(
         "a model names its length in one of several ways",
         """\
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions", "n_ctx")
@@ -196,7 +196,7 @@ _LENGTHS = ("max_position_embeddings",)
 """,
         "test_the_context_of_a_model_that_is_served_row_by_row_is_its_own_at_most",
     ),
-    loader(
+    length(
         "the length of a model of several parts is that of its text",
         "    text = config.get_text_config(decoder=True)\n",
         "    text = config\n",
@@ -387,7 +387,13 @@ _ARITHMETIC = [
         "            except ZeroDivisionError as error:\n",
         "test_what_a_recording_would_not_see_is_not_traced",
     ),
-    masks(
+    length(
+        "no sequence is so long that its neighbours get other positions",
+        "    if original < number:\n",
+        "    if False:\n",
+        "test_no_sequence_is_so_long_that_others_get_other_positions",
+    ),
+    new_runner(
         "a window that only a mask knows of is not left out",
         "        unknown = sorted(wanted - self.attention.windows)\n",
         "        unknown = sorted(set())\n",
@@ -429,7 +435,7 @@ _ARITHMETIC = [
         "",
         "test_a_model_that_has_fewer_positions_than_it_says_tells_how_many_would_do[513-off]",
     ),
-    positions(
+    new_runner(
         "a device that is lost is not asked for other positions",
         "        if not isinstance(error, torch.AcceleratorError):",
         "        if True:",
@@ -563,11 +569,11 @@ _GPU = [
     ),
     without_mask(
         "no step waits for the GPU to find that there is no mask",
-        "        model.set_attn_implementation(name)\n",
+        "        model.set_attn_implementation(self._name)\n        self._keeps_logits",
         """\
-        model.set_attn_implementation(name)
-        __import__("transformers").AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
-""",
+        model.set_attn_implementation(self._name)
+        AttentionMaskInterface.register(self._name, lambda *args, **kwargs: None)
+        self._keeps_logits""",
         "test_no_step_of_a_model_waits_for_the_gpu[llama]",
     ),
     graphs(

@@ -35,6 +35,7 @@ _GROUPED: Any = _SHAPE | {"num_key_value_heads": 2, "intermediate_size": 96, "ma
 _GPT2: Any = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": VOCAB_SIZE}
 _GPT2 |= {"bos_token_id": 0, "eos_token_id": 0}
 
+_ROPE: Any = {"rope_theta": 10000.0, "original_max_position_embeddings": 64, "partial_rotary_factor": 1.0}
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _EXPERTS: Any = {"num_experts_per_tok": 2, "decoder_sparse_step": 1, "moe_intermediate_size": 48, "num_experts": 4}
 
@@ -45,6 +46,13 @@ CONFIGS: dict[str, Any] = {
     "gpt2": GPT2Config(**_GPT2),
     "gpt-neox": GPTNeoXConfig(**_SHAPE, intermediate_size=96, max_position_embeddings=512),
     "phi3": Phi3Config(**_GROUPED, pad_token_id=0),
+    # other positions for sequences of more than 64 tokens, and so for all that are beside them
+    "phi3-longrope": Phi3Config(
+        **_GROUPED,
+        pad_token_id=0,
+        original_max_position_embeddings=64,
+        rope_parameters=_ROPE | {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [*range(1, 9)]},
+    ),
     "mixtral": MixtralConfig(**_GROUPED, num_local_experts=4),
     "qwen2-moe": Qwen2MoeConfig(**_GROUPED, **_EXPERTS, shared_expert_intermediate_size=64),
     # windows shorter than the prompts
@@ -70,8 +78,9 @@ CONFIGS: dict[str, Any] = {
 }
 
 BY_ROW = ("mpt", "qwen2-moe-window")
+SHORTENED = ("phi3-longrope",)
 REFUSED = ("mamba", "doge")
-PACKED = [family for family in CONFIGS if family not in (*BY_ROW, *REFUSED)]
+PACKED = [family for family in CONFIGS if family not in (*BY_ROW, *REFUSED, *SHORTENED)]
 
 
 def random_model(family: str) -> Any:

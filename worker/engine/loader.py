@@ -36,6 +36,7 @@ from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.linear import NotExact, check_widths, quantize, use_kernels
 from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
 from worker.engine.model_runner import ModelRunner, PackedRunner, check_last_position, new_runner
+from worker.engine.positions import positions_of
 from worker.engine.scheduler import CHEAP_ROWS
 from worker.engine.tokenizer import Tokenizer
 from worker.engine.trace import CannotTrace
@@ -73,9 +74,6 @@ Report = Callable[[LoadingProgress], None]
 # `owner/name`, or a bare name of the hub's first years (`gpt2`).
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
-# What families call the number of their positions. Most have the first name, and some another beside it.
-_LENGTHS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "n_positions", "n_ctx")
-
 # Where each phase begins, by its usual share of the time.
 _PHASES = {"configuration": 0.0, "tokenizer": 0.05, "weights": 0.2, "check": 0.8}
 
@@ -103,7 +101,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     try:
         report(LoadingProgress("configuration", _PHASES["configuration"]))
         config = AutoConfig.from_pretrained(source)
-        max_context = min(settings.max_context, _num_positions(config) or settings.max_context)
+        positions = positions_of(config)
+        max_context = min(settings.max_context, positions.number)
         report(LoadingProgress("tokenizer", _PHASES["tokenizer"]))
         tokenizer = Tokenizer(AutoTokenizer.from_pretrained(source))
         report(LoadingProgress("weights", _PHASES["weights"]))
@@ -148,6 +147,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     quantized = "int8 weights, " if settings.quantization == "int8" else ""
     description = f"{num_parameters / 1e6:.1f}M parameters, {quantized}{dtype} on {device}"
     description += f", cache of {num_blocks * BLOCK_TOKENS} tokens"
+    if max_context == positions.number and positions.why:
+        description += f", requests of up to {max_context} tokens ({positions.why})"
     if isinstance(runner, PackedRunner):
         check_last_position(runner, max_context)
         description += f", {_trace(runner, settings, max_context, device)}"
@@ -168,12 +169,6 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         device,
         description,
     )
-
-
-def _num_positions(config: Any) -> int | None:
-    """How many positions the part of a model that reads and writes text has; None: it names no limit."""
-    text = config.get_text_config(decoder=True)
-    return next((length for name in _LENGTHS if (length := getattr(text, name, None))), None)
 
 
 def _use_kernels(model: Any, settings: Settings) -> None:
