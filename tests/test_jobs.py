@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.streams.threads import LookingWaiter, ShownWakeup, SleeplessWakeup, start_consumer
 from tests.support.engines import loaded_model, new_sequence, wait_until
 from tests.support.gated_runner import GatedRunner
+from tests.support.random_models import VOCAB_SIZE
 from tests.support.waiters import InterruptedWaiter
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
@@ -60,6 +61,35 @@ def read_to_the_end(job: Job, after: int = -1) -> list[tuple[int, Event]]:
         events += batch
     reader.close()
     return events
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        (
+            {"stop_token_ids": [0, VOCAB_SIZE]},
+            "stop_token_ids",
+            f"names the token {VOCAB_SIZE}, and the model has 0 to",
+        ),
+        ({"logit_bias": {"5": 1.0, str(VOCAB_SIZE): 1.0}}, "logit_bias", f"names the token {VOCAB_SIZE}"),
+        ({"min_tokens": 4}, "min_tokens", "is 4, and the answer may have 3; ask for at most that"),
+        ({"min_tokens": 600, "max_tokens": None}, "min_tokens", "is 600, and the answer may have 5"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], field: str, says: str) -> None:
+    with jobs_of() as (jobs, engine, _):
+        with pytest.raises(InvalidRequest) as refusal:
+            jobs.start(request(**fields), "cancel")
+        (error,) = refusal.value.errors
+        assert error.field == field
+        assert says in error.message
+        assert engine.num_open == 0
+        last: dict[str, Any] = {
+            "stop_token_ids": [VOCAB_SIZE - 1],
+            "logit_bias": {str(VOCAB_SIZE - 1): 1.0},
+            "min_tokens": 3,
+        }
+        assert jobs.start(request(**last), "cancel")
 
 
 # ---- idempotency keys

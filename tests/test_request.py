@@ -78,9 +78,12 @@ def test_every_sampling_field_arrives() -> None:
         "presence_penalty": -0.5,
         "frequency_penalty": 0.25,
         "seed": 42,
+        "ignore_eos": True,
+        "min_tokens": 2,
     }
-    params = parse(**chosen, stop=["a", "b"]).sampling(3)
-    assert params == SamplingParams(max_tokens=3, stop=("a", "b"), **chosen)
+    params = parse(**chosen, stop=["a", "b"], stop_token_ids=[5, 3, 5], logit_bias={"7": -100, "07": 1.5}).sampling(3)
+    lists: dict[str, Any] = {"stop": ("a", "b"), "stop_token_ids": {3, 5}, "logit_bias": ((7, -100), (7, 1.5))}
+    assert params == SamplingParams(max_tokens=3, **lists, **chosen)
     assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__), "a parameter that nobody can set"
 
 
@@ -100,6 +103,10 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
     ("presence_penalty", [-2, 0, 2.0]),
     ("frequency_penalty", [-2, 0, 2.0]),
     ("seed", [0, 2**64 - 1]),
+    ("logit_bias", [{}, {"0": 1, "399": -100, "5": 0.5}, {str(i): 1 for i in range(1024)}]),
+    ("stop_token_ids", [[], [0, 5], list(range(64))]),
+    ("ignore_eos", [True, False]),
+    ("min_tokens", [0, 1, 10**9]),
     ("stop", ["x", "x" * 100, ["a", "b", "c", "d"], []]),
     ("narrate", [True, False]),
     ("on_disconnect", ["cancel", "continue"]),
@@ -117,6 +124,10 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("presence_penalty", [-2.01, 2.01, float("nan"), "0"]),
     ("frequency_penalty", [-2.01, 2.01, float("inf"), "0"]),
     ("seed", [-1, 2**64, 1.0, "1", True, 10**400]),
+    ("logit_bias", [{str(i): 1 for i in range(1025)}, [], [1], "5"]),
+    ("stop_token_ids", [list(range(65)), 5, "5", {}]),
+    ("ignore_eos", ["true", 1, 0]),
+    ("min_tokens", [-1, 1.0, "1", True]),
     ("narrate", ["true", 1, 0]),
     ("on_disconnect", ["ignore", "", 1, True]),
     ("deadline_s", [0, -1, float("nan"), float("inf"), "5", True]),
@@ -149,6 +160,13 @@ def test_what_is_refused_names_its_field(field: str, value: Any) -> None:
 )
 def test_stop_strings_that_are_refused(stop: Any, field: str) -> None:
     assert refused_fields(stop=stop) == [field]
+
+
+def test_tokens_that_are_refused_are_named() -> None:
+    assert refused_fields(stop_token_ids=[1, -1, True]) == ["stop_token_ids.1", "stop_token_ids.2"]
+    for name, bias in (("5", 101), ("5", float("nan")), ("5", "1"), ("-1", 1), ("x", 1), ("1.5", 1), ("1" * 10, 1)):
+        (field,) = refused_fields(logit_bias={name: bias})
+        assert field.startswith(f"logit_bias.{name}")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,7 @@ def test_an_unknown_field_is_refused_by_name_with_what_there_is() -> None:
     assert "max_tokens" in error.message
 
 
-@pytest.mark.parametrize("field", ["logit_bias", "tools", "n_predict", "", "prompt ", "Prompt"])
+@pytest.mark.parametrize("field", ["logprobs", "tools", "n_predict", "", "prompt ", "Prompt"])
 def test_unknown_fields_are_refused_also_as_null(field: str) -> None:
     for value in (None, 1):
         (error,) = errors_of(body(**{field: value}))
@@ -474,7 +492,11 @@ def test_every_shared_field_is_translated() -> None:
         "presence_penalty": -0.5,
         "frequency_penalty": 0.25,
         "seed": 42,
+        "logit_bias": {"5": -1},
         "stop": ["a"],
+        "stop_token_ids": [5],
+        "ignore_eos": True,
+        "min_tokens": 1,
         "max_tokens": 9,
     }
     assert parse_body(CompletionRequest, body(**chosen)).to_generate() == parse(**chosen)

@@ -490,7 +490,11 @@ class GenerateFields(TypedDict, total=False):
     presence_penalty: float  # [-2, 2]
     frequency_penalty: float  # [-2, 2]
     seed: int
+    logit_bias: Mapping[str, float]  # token ids, and what is added to their logits: [-100, 100]
     stop: list[str]  # up to 4
+    stop_token_ids: list[int]  # up to 64
+    ignore_eos: bool
+    min_tokens: int  # up to max_tokens
     narrate: bool
     on_disconnect: Literal["cancel", "continue"]
     deadline_s: float

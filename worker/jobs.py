@@ -17,7 +17,7 @@ from worker.engine.sequence import Deadlines, Sequence
 from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.job import Job, OnDisconnect
-from worker.prompts import PromptEncoder, max_tokens_of
+from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
 from worker.request import GenerateRequest, shorten
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -103,8 +103,10 @@ class Jobs:
         self._engine.check_room()  # before the work of encoding
         model = self._engine.model
         deadlines = self._deadlines(request, on_disconnect)
+        check_tokens(request, model.vocab_size)
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
+        check_min_tokens(request, max_tokens)
         return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer.new_detokenizer())
 
     def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect) -> Job:

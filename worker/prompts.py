@@ -71,6 +71,23 @@ def _check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: i
         raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
 
 
+def check_tokens(request: GenerateRequest, vocab_size: int) -> None:
+    """See that the model has every token that the request names.
+
+    Raises:
+        InvalidRequest: It has not.
+    """
+    named = {"logit_bias": map(int, request.logit_bias or ()), "stop_token_ids": request.stop_token_ids or ()}
+    unknown = {name: max(ids, default=0) for name, ids in named.items()}
+    errors = [
+        FieldError(name, "token_id", f"names the token {shorten(str(id_))}, and the model has 0 to {vocab_size - 1}")
+        for name, id_ in unknown.items()
+        if id_ >= vocab_size
+    ]
+    if errors:
+        raise InvalidRequest(errors)
+
+
 def max_tokens_of(
     request: GenerateRequest, num_prompt_tokens: int, max_context: int, default_max_tokens: int | None
 ) -> int:
@@ -90,6 +107,17 @@ def max_tokens_of(
         )
         raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
     return request.max_tokens
+
+
+def check_min_tokens(request: GenerateRequest, max_tokens: int) -> None:
+    """See that the answer may be as long as it has to be.
+
+    Raises:
+        InvalidRequest: It may not.
+    """
+    if request.min_tokens > max_tokens:
+        message = f"is {shorten(str(request.min_tokens))}, and the answer may have {max_tokens}; ask for at most that"
+        raise InvalidRequest([FieldError("min_tokens", "max_tokens", message)])
 
 
 def _input_field(request: GenerateRequest) -> str:

@@ -16,6 +16,8 @@ from worker.errors import FieldError, InvalidRequest
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 100
+MAX_STOP_TOKENS = 64
+MAX_BIASES = 1024
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
@@ -23,6 +25,10 @@ StopStrings = Annotated[
     Field(max_length=MAX_STOP_STRINGS),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
 ]
+TokenId = Annotated[int, Field(ge=0)]
+# In JSON a name is a string.
+TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,11 @@ class SamplingParams:
     presence_penalty: float = 0.0  # over the output, as in OpenAI's API
     frequency_penalty: float = 0.0
     seed: int | None = None  # None: a fresh one
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, and what is added to their logits
     stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()  # end the answer as the model's own end does; their text is not sent
+    ignore_eos: bool = False
+    min_tokens: int = 0  # before so many tokens nothing ends the answer but its limit
 
 
 class StrictModel(BaseModel):
@@ -72,7 +82,11 @@ class SamplingFields(StrictModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
     stop: StopStrings | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0)] = 0
 
     def sampling(self, max_tokens: int) -> SamplingParams:
         """The validated parameters, with the limit that the context leaves."""
@@ -86,7 +100,11 @@ class SamplingFields(StrictModel):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             seed=self.seed,
+            logit_bias=tuple((int(name), bias) for name, bias in (self.logit_bias or {}).items()),
             stop=tuple(self.stop or ()),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
         )
 
 

@@ -72,6 +72,39 @@ def test_without_eos_ids_nothing_but_the_limit_ends() -> None:
         assert stop_reason(b.submit([9], max_tokens=5)) is StopReason.MAX_TOKENS
 
 
+def test_an_end_that_is_to_be_ignored_ends_nothing() -> None:
+    with bench(ScriptedRunner({9: [*ids("the"), EOS, *ids("fox")]}), frozenset({EOS})) as b:
+        reply = b.submit([9], max_tokens=len(ids("the")) + 1 + len(ids("fox")), ignore_eos=True)
+        events = reply.events()
+        assert texts(events) == "thefox"
+        assert isinstance(events[-1], End)
+        assert events[-1].stop_reason is StopReason.MAX_TOKENS
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_stop_token_ends_without_its_text(ignore_eos: bool) -> None:
+    last = ids("x")[0]
+    with bench(ScriptedRunner({9: [*ids("the"), last, *ids("fox")]}), frozenset({EOS})) as b:
+        reply = b.submit([9], max_tokens=50, stop_token_ids=frozenset({last}), ignore_eos=ignore_eos)
+        events = reply.events()
+        assert texts(events) == "the"
+        assert isinstance(events[-1], End)
+        assert (events[-1].stop_reason, events[-1].stop_sequence_matched) == (StopReason.STOP_SEQUENCE, None)
+        assert events[-1].usage.completion_tokens == len(ids("the")) + 1
+
+
+def test_before_so_many_tokens_neither_an_end_nor_a_stop_ends() -> None:
+    """What may not be drawn yet is not; a stop string before is text, and one behind it a stop."""
+    answer = ids("a b a b")
+    with bench(ScriptedRunner({9: [*answer, EOS]}), frozenset({EOS})) as b:
+        reply = b.submit([9], max_tokens=50, stop=("b",), min_tokens=len(ids("a b")))
+        assert texts(reply.events()) == "a b a "
+        reply = b.submit([9], max_tokens=len(answer) + 1, min_tokens=len(answer) + 1)
+        assert stop_reason(reply) is StopReason.MAX_TOKENS
+        assert EOS not in reply.sequence.output_ids
+        assert stop_reason(b.submit([9], max_tokens=50, min_tokens=len(answer))) is StopReason.EOS
+
+
 def test_a_stop_string_ends_without_leaking() -> None:
     with bench(ScriptedRunner({9: ids("the quick brown END of it")})) as b:
         reply = b.submit([9], max_tokens=50, stop=("brown END", "never"))

@@ -45,6 +45,7 @@ class FakeRow:
     prompt_ids: list[int] = field(default_factory=lambda: [1])
     output_counts: Counter[int] = field(default_factory=Counter)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    forbidden_ids: tuple[int, ...] = ()
 
 
 class Point(random.Random):
@@ -212,6 +213,24 @@ def test_a_row_is_weighed_alike_alone_and_in_company(monkeypatch: pytest.MonkeyP
     half = len(seen) // 2  # more than there are rows where the likeliest were not all
     assert half >= len(logits)
     assert all(map(torch.equal, seen[:half], seen[half:]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bias_is_added_before_anything_is_drawn(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    for bias, expected in ((((3, -100.0),), {0, 1, 2}), (((1, 100.0),), {1}), (((3, -100.0), (1, 100.0)), {1})):
+        rows = [
+            FakeRow(params(temperature=temperature, logit_bias=bias), rng=random.Random(seed)) for seed in range(200)
+        ]
+        drawn = set(sample(logits.repeat(200, 1), rows).token_ids)
+        assert drawn == ({max(expected)} if temperature == 0 else expected)
+
+
+@pytest.mark.parametrize("chosen", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"logit_bias": ((3, 100.0),)}])
+def test_what_is_forbidden_is_not_drawn(chosen: dict[str, Any]) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 30.0]]).repeat(200, 1)
+    rows = [FakeRow(params(**chosen), rng=random.Random(seed), forbidden_ids=(3,)) for seed in range(200)]
+    assert 3 not in sample(logits, rows).token_ids
 
 
 @pytest.mark.parametrize("num_tokens", [1, 255, 256, 257, LARGE])
@@ -469,7 +488,7 @@ def test_a_lost_device_is_no_fault_of_a_row(at: str, monkeypatch: pytest.MonkeyP
     if at == "draw":
         monkeypatch.setitem(_DRAWS, "plain", fail)
     else:
-        monkeypatch.setattr("worker.engine.sampler._penalise", fail)
+        monkeypatch.setattr("worker.engine.sampler._change", fail)
     with pytest.raises(torch.AcceleratorError):
         draw(torch.zeros(2, 9), FakeRow(params(presence_penalty=1.0)), FakeRow(params()))
 

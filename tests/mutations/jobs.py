@@ -9,6 +9,21 @@ tokenizer = taking_from("worker/engine/tokenizer.py", "tests/engine/test_tokeniz
 span = taking_from("worker/engine/token_span.py", "tests/engine/test_token_span.py")
 aside = taking_from("worker/streams/aside.py", "tests/streams/test_aside.py")
 
+_TOKENS = [
+    prompts(
+        "a token that the model does not have is refused",
+        "        if id_ >= vocab_size\n",
+        "        if id_ > vocab_size\n",
+        "test_what_the_model_cannot_do_is_refused_by_name[fields0",
+    ),
+    prompts(
+        "an answer that would have to be longer than it may is refused",
+        "    if request.min_tokens > max_tokens:\n",
+        "    if False:\n",
+        "test_what_the_model_cannot_do_is_refused_by_name[fields2",
+    ),
+]
+
 _JOURNAL = [
     job(
         "the lock around the journal",
@@ -474,4 +489,4 @@ _TOKENIZER = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_JOURNAL, *_LEAVING, *_FORGETTING, *_KEYS, *_ADMISSION, *_TOKENIZER]
+MUTATIONS: list[Mutation] = [*_TOKENS, *_JOURNAL, *_LEAVING, *_FORGETTING, *_KEYS, *_ADMISSION, *_TOKENIZER]

@@ -25,6 +25,7 @@ guesses = taking_from("worker/engine/scheduler.py", "tests/engine/test_speculati
 guessing = taking_from("worker/engine/engine.py", "tests/engine/test_speculation.py")
 detokenizer = taking_from("worker/engine/detokenizer.py", "tests/engine/test_detokenizer.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_prefix.py")
+delivery = taking_from("worker/engine/delivery.py", "tests/engine/test_engine.py")
 sampler = taking_from("worker/engine/sampler.py", "tests/engine/test_sampler.py")
 service_rate = taking_from("worker/engine/service_rate.py", "tests/engine/test_service_rate.py")
 native = taking_from("worker/engine/native/__init__.py", "tests/engine/test_native.py")
@@ -252,6 +253,18 @@ _SAMPLING = [
         "        if not is_certain:\n",
         "        if False:\n",
         "test_to_look_at_the_likeliest_first_changes_no_draw[chosen8-0.01]",
+    ),
+    sampler(
+        "what may not be drawn yet is not drawn",
+        "    if row.forbidden_ids:\n",
+        "    if False:\n",
+        "test_what_is_forbidden_is_not_drawn",
+    ),
+    delivery(
+        "a stop string before the shortest answer is text",
+        "    if num_tokens > sequence.params.min_tokens:  # a stop string before it is only text\n",
+        "    if True:\n",
+        "test_before_so_many_tokens_neither_an_end_nor_a_stop_ends",
     ),
     sampler(
         "a share of more tokens than are looked at is not taken from those",

@@ -10,29 +10,30 @@ from worker.engine.sequence import Sequence
 from worker.events import StopReason, Token
 
 
-def deliver_token(sequence: Sequence, token_id: int, is_eos: bool, now: float) -> StopReason | None:
+def deliver_token(sequence: Sequence, token_id: int, now: float) -> StopReason | None:
     """Give a sequence its next token, and its reader what has become decidable.
 
     Returns:
         Why that was the last one, or None.
     """
     sequence.append(token_id, now)
-    is_last = is_eos or len(sequence.output_ids) >= sequence.params.max_tokens
-    text = "" if is_eos else sequence.detokenizer.push(token_id)
+    num_tokens, ending = len(sequence.output_ids), sequence.endings.get(token_id)
+    is_last = ending is not None or num_tokens >= sequence.params.max_tokens
+    text = "" if ending is not None else sequence.detokenizer.push(token_id)
     if is_last:
         text += sequence.detokenizer.flush()
-    text = sequence.stop_strings.push(text)
+    if num_tokens > sequence.params.min_tokens:  # a stop string before it is only text
+        text = sequence.stop_strings.push(text)
     has_stopped = sequence.stop_strings.matched is not None
     if is_last and not has_stopped:
         text += sequence.stop_strings.flush()
     if text:
-        num_tokens = len(sequence.output_ids)
         sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released))
         sequence.num_released = num_tokens
     if has_stopped:
         return StopReason.STOP_SEQUENCE
     if is_last:
-        return StopReason.EOS if is_eos else StopReason.MAX_TOKENS
+        return ending or StopReason.MAX_TOKENS
     return None
 
 

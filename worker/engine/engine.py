@@ -39,6 +39,7 @@ from worker.errors import (
 from worker.events import StopReason, Terminal
 from worker.observe.log import Record, RecordSender
 from worker.observe.watchdog import Phase, watch
+from worker.request import SamplingParams
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed, Receiver, SendChannel, open_channel
 from worker.streams.native import start_thread
@@ -257,8 +258,16 @@ class Engine:
         while self._admission.inbox:
             sequence = self._admission.inbox.popleft()
             self._scheduler.add(sequence)
+            sequence.endings = self._endings_of(sequence.params)
             if not self._is_known(sequence.prompt_ids):
                 self._fail(sequence, InferenceFailed("the prompt has a token that the model does not know"))
+
+    def _endings_of(self, params: SamplingParams) -> dict[int, StopReason]:
+        """The tokens that end an answer, and what it is then said to have ended with."""
+        endings = dict.fromkeys(params.stop_token_ids, StopReason.STOP_SEQUENCE)
+        if self._model is not None and not params.ignore_eos:
+            endings |= dict.fromkeys(self._model.eos_ids, StopReason.EOS)
+        return endings
 
     def _is_known(self, token_ids: list[int]) -> bool:
         """Whether the embedding has a row for each. One that has none would fail the whole step."""
@@ -383,7 +392,7 @@ class Engine:
         assert self._model is not None
         if self._is_sharing:
             self._scheduler.publish(sequence)
-        reason = deliver_token(sequence, token_id, token_id in self._model.eos_ids, now)
+        reason = deliver_token(sequence, token_id, now)
         if reason is not None:
             self._finish(sequence, end_event(sequence, reason))
 

@@ -7,7 +7,7 @@ takes exactly one random number from its own generator.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,11 @@ class SamplingRow(Protocol):
     params: SamplingParams
     output_counts: Counter[int]
     rng: random.Random
+
+    @property
+    def forbidden_ids(self) -> Iterable[int]:
+        """Tokens that may not be drawn now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,10 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
         logits = torch.where(is_usable[:, None], logits, 0.0)
     failures: dict[int, GenerationFailed] = {}
     for i, row in enumerate(rows):
-        if _is_penalised(row.params):
+        if _is_changed(row):
             try:
                 # An extreme penalty may overflow, and inf - inf is no number.
-                logits[i] = _penalise(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
+                logits[i] = _change(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
             except Exception as error:  # this row's own fault
                 failures[i] = _failure(error)
 
@@ -127,12 +132,14 @@ def _column(values: list[float], like: Tensor, dtype: torch.dtype = torch.float3
     return upload(values, dtype, like.device)[:, None]
 
 
-def _is_penalised(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+def _is_changed(row: SamplingRow) -> bool:
+    params = row.params
+    is_penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return is_penalised or bool(params.logit_bias) or bool(row.forbidden_ids)
 
 
-def _penalise(logits: Tensor, row: SamplingRow) -> Tensor:
-    """Lower the logits of tokens that were seen.
+def _change(logits: Tensor, row: SamplingRow) -> Tensor:
+    """Lower the logits of tokens that were seen, add what the request adds, and leave out what may not be drawn.
 
     The repetition penalty covers prompt and output and divides positive and multiplies negative logits (arXiv:
     1909.05858, as in transformers); the other two cover the output and subtract (OpenAI's API reference).
@@ -147,6 +154,11 @@ def _penalise(logits: Tensor, row: SamplingRow) -> Tensor:
         ids = upload(list(row.output_counts), torch.int64, logits.device)
         counts = upload(list(row.output_counts.values()), logits.dtype, logits.device)
         logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+    if params.logit_bias:
+        ids = upload([token_id for token_id, _ in params.logit_bias], torch.int64, logits.device)
+        logits[ids] += upload([bias for _, bias in params.logit_bias], logits.dtype, logits.device)
+    if row.forbidden_ids:
+        logits[upload(list(row.forbidden_ids), torch.int64, logits.device)] = float("-inf")
     return logits
 
 

@@ -7,6 +7,7 @@ map from an id to a queue, so there is nothing to race and nothing to leak.
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -14,7 +15,7 @@ from worker.engine.detokenizer import IncrementalDetokenizer
 from worker.engine.lookup import Lookup
 from worker.engine.stop_strings import StopStrings
 from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
-from worker.events import Event, Terminal, Usage
+from worker.events import Event, StopReason, Terminal, Usage
 from worker.request import SamplingParams
 from worker.streams.channel import SendChannel
 from worker.streams.narration import Narrator
@@ -70,6 +71,7 @@ class Sequence:
     is_ended: bool = False
 
     # set by the engine
+    endings: dict[int, StopReason] = field(default_factory=dict)  # the tokens that end the answer, and what that is
     narrated_place: int = 0  # in the queue, from 1; 0 before anything was said of it
     output_ids: list[int] = field(default_factory=list)
     num_released: int = 0  # tokens whose text has been sent
@@ -102,6 +104,11 @@ class Sequence:
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : stop - num_prompt]
         return self.prompt_ids[start:stop] + self.output_ids[: max(0, stop - num_prompt)]
+
+    @property
+    def forbidden_ids(self) -> Iterable[int]:
+        """Tokens that may not be drawn yet: the answer has to be longer."""
+        return self.endings if len(self.output_ids) < self.params.min_tokens else ()
 
     def append(self, token_id: int, now: float) -> None:
         """Add a drawn token."""
