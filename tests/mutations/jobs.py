@@ -14,13 +14,13 @@ _TOKENS = [
         "a token that the model does not have is refused",
         "        if id_ >= vocab_size\n",
         "        if id_ > vocab_size\n",
-        "test_what_the_model_cannot_do_is_refused_by_name[fields0",
+        "test_what_the_model_cannot_do_is_refused_by_name",
     ),
     prompts(
         "an answer that would have to be longer than it may is refused",
         "    if request.min_tokens > max_tokens:\n",
         "    if False:\n",
-        "test_what_the_model_cannot_do_is_refused_by_name[fields2",
+        "test_what_the_model_cannot_do_is_refused_by_name",
     ),
 ]
 
