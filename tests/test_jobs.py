@@ -53,6 +53,18 @@ def request(prompt: str | None = "hello", **fields: Any) -> GenerateRequest:
     return GenerateRequest(**{"prompt": prompt, "max_tokens": 3, "temperature": 0.0, **fields})
 
 
+def start(
+    jobs: Jobs, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None = None
+) -> Job:
+    [job] = jobs.start([request], on_disconnect, default_max_tokens=default_max_tokens)
+    return job
+
+
+def start_once(jobs: Jobs, key: str, request: GenerateRequest, on_disconnect: OnDisconnect) -> tuple[Job, bool]:
+    [job], is_known = jobs.start_once(key, [request], on_disconnect)
+    return job, is_known
+
+
 def read_to_the_end(job: Job, after: int = -1) -> list[tuple[int, Event]]:
     reader, events = job.read(after), []
     while not reader.is_done:
@@ -79,7 +91,7 @@ def read_to_the_end(job: Job, after: int = -1) -> list[tuple[int, Event]]:
 def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], field: str, says: str) -> None:
     with jobs_of() as (jobs, engine, _):
         with pytest.raises(InvalidRequest) as refusal:
-            jobs.start(request(**fields), "cancel")
+            start(jobs, request(**fields), "cancel")
         (error,) = refusal.value.errors
         assert error.field == field
         assert says in error.message
@@ -89,7 +101,7 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], fie
             "logit_bias": {str(VOCAB_SIZE - 1): 1.0},
             "min_tokens": 3,
         }
-        assert jobs.start(request(**last), "cancel")
+        assert start(jobs, request(**last), "cancel")
 
 
 # ---- idempotency keys
@@ -97,9 +109,9 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: dict[str, Any], fie
 
 def test_the_same_key_and_request_are_one_job() -> None:
     with jobs_of() as (jobs, engine, runner):
-        first, was_known = jobs.start_once("key", request(), "continue")
-        again, is_known = jobs.start_once("key", request(), "continue")
-        other, _ = jobs.start_once("other", request(), "continue")
+        first, was_known = start_once(jobs, "key", request(), "continue")
+        again, is_known = start_once(jobs, "key", request(), "continue")
+        other, _ = start_once(jobs, "other", request(), "continue")
         assert (was_known, is_known) == (False, True)
         assert first is again
         assert first is not other
@@ -110,31 +122,31 @@ def test_the_same_key_and_request_are_one_job() -> None:
 
 def test_a_key_belongs_to_its_request() -> None:
     with jobs_of() as (jobs, engine, _):
-        jobs.start_once("key", request(), "continue")
+        start_once(jobs, "key", request(), "continue")
         with pytest.raises(KeyReused, match="'key' belongs to another request"):
-            jobs.start_once("key", request("another"), "continue")
+            start_once(jobs, "key", request("another"), "continue")
         assert engine.num_open == 1
 
 
 def test_a_refused_request_uses_up_no_key() -> None:
     with jobs_of(max_slots=1, max_queue=0) as (jobs, engine, runner):
-        occupant = jobs.start(request(), "continue")
+        occupant = start(jobs, request(), "continue")
         with pytest.raises(Overloaded):
-            jobs.start_once("key", request("one"), "continue")
+            start_once(jobs, "key", request("one"), "continue")
         runner.open()
         read_to_the_end(occupant)
         wait_until(lambda: engine.num_open == 0)
-        _, is_known = jobs.start_once("key", request("two"), "continue")
+        _, is_known = start_once(jobs, "key", request("two"), "continue")
         assert not is_known
 
 
 def test_a_key_is_free_again_when_its_job_has_been_forgotten() -> None:
     with jobs_of(job_ttl_s=0.0) as (jobs, _, runner):
         runner.open()
-        first, _ = jobs.start_once("key", request(), "continue")
+        first, _ = start_once(jobs, "key", request(), "continue")
         read_to_the_end(first)
         wait_until(lambda: not is_kept(jobs, first))
-        again, is_known = jobs.start_once("key", request("another"), "continue")
+        again, is_known = start_once(jobs, "key", request("another"), "continue")
         assert not is_known
         assert again is not first
 
@@ -145,7 +157,7 @@ def test_requests_with_one_key_that_come_together_are_one_job() -> None:
 
         def post() -> None:
             barrier.wait()
-            made.append(jobs.start_once("key", request(), "continue")[0])
+            made.append(start_once(jobs, "key", request(), "continue")[0])
 
         threads = [threading.Thread(target=post) for _ in range(8)]
         for thread in threads:
@@ -161,7 +173,7 @@ def test_while_a_job_is_made_its_key_is_taken(monkeypatch: pytest.MonkeyPatch) -
     with jobs_of() as (jobs, engine, _):
         submit = engine.submit
         made: list[Job] = []
-        other = threading.Thread(target=lambda: made.append(jobs.start_once("key", request(), "continue")[0]))
+        other = threading.Thread(target=lambda: made.append(start_once(jobs, "key", request(), "continue")[0]))
 
         def submit_and_be_overtaken(sequence: Sequence) -> None:
             if other.ident is None:
@@ -170,7 +182,7 @@ def test_while_a_job_is_made_its_key_is_taken(monkeypatch: pytest.MonkeyPatch) -
             submit(sequence)
 
         monkeypatch.setattr(engine, "submit", submit_and_be_overtaken)
-        made.append(jobs.start_once("key", request(), "continue")[0])
+        made.append(start_once(jobs, "key", request(), "continue")[0])
         other.join(WAIT_S)
         assert made[0] is made[1]
         assert engine.num_open == 1
@@ -178,8 +190,8 @@ def test_while_a_job_is_made_its_key_is_taken(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_request_that_is_sent_again_needs_no_room() -> None:
     with jobs_of(max_slots=1, max_queue=0) as (jobs, _, _runner):
-        job, _ = jobs.start_once("key", request(), "continue")
-        assert jobs.start_once("key", request(), "continue") == (job, True)
+        job, _ = start_once(jobs, "key", request(), "continue")
+        assert start_once(jobs, "key", request(), "continue") == (job, True)
 
 
 def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,11 +204,11 @@ def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(mon
             assert jobs._keys_lock.acquire(False)
             jobs._keys_lock.release()
             monkeypatch.setattr(engine.model.tokenizer, "encode", encode)
-            made.append(jobs.start_once("key", request(), "continue")[0])
+            made.append(start_once(jobs, "key", request(), "continue")[0])
             return encode(text)
 
         monkeypatch.setattr(engine.model.tokenizer, "encode", encode_and_be_overtaken)
-        later, is_known = jobs.start_once("key", request(), "continue")
+        later, is_known = start_once(jobs, "key", request(), "continue")
         assert is_known
         assert later is made[0]
         assert engine.num_open == 1
@@ -204,17 +216,17 @@ def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(mon
 
 def test_the_key_of_a_job_that_was_just_forgotten_is_free() -> None:
     with jobs_of() as (jobs, _, _runner):
-        first, _ = jobs.start_once("key", request(), "continue")
+        first, _ = start_once(jobs, "key", request(), "continue")
         jobs.forget(first)
-        again, is_known = jobs.start_once("key", request("another"), "continue")
+        again, is_known = start_once(jobs, "key", request("another"), "continue")
         assert not is_known
         assert again is not first
 
 
 def test_keys_are_forgotten_with_their_jobs() -> None:
     with jobs_of() as (jobs, _, _runner):
-        jobs.start_once("kept", request(), "continue")
-        job, _ = jobs.start_once("forgotten", request(), "continue")
+        start_once(jobs, "kept", request(), "continue")
+        job, _ = start_once(jobs, "forgotten", request(), "continue")
         jobs.forget(job)
         jobs.sweep()
         assert list(jobs._keyed) == ["kept"]
@@ -222,8 +234,8 @@ def test_keys_are_forgotten_with_their_jobs() -> None:
 
 def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
     with jobs_of() as (jobs, _, _runner):
-        jobs.start_once("old", request(), "continue")
-        other = threading.Thread(target=jobs.start_once, args=("new", request("another"), "continue"))
+        start_once(jobs, "old", request(), "continue")
+        other = threading.Thread(target=jobs.start_once, args=("new", [request("another")], "continue"))
 
         class Watched(dict[str, Job]):
             def __contains__(self, job_id: object) -> bool:
@@ -243,26 +255,26 @@ def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
 
 def test_prompts_that_wait_are_bounded_in_tokens() -> None:
     with jobs_of(max_slots=1, max_queue=50, max_queue_tokens=100) as (jobs, engine, _):
-        jobs.start(request("a"), "continue")
+        start(jobs, request("a"), "continue")
         wait_until(lambda: engine.num_running == 1)
-        jobs.start(request("a" * 60), "continue")
+        start(jobs, request("a" * 60), "continue")
         with pytest.raises(Overloaded, match="ENDSTOP_MAX_QUEUE_TOKENS") as refusal:
-            jobs.start(request("a" * 60), "continue")
+            start(jobs, request("a" * 60), "continue")
         assert refusal.value.retry_after_s is not None
         assert refusal.value.retry_after_s >= 1
-        jobs.start(request("a" * 30), "continue")  # this one fits
+        start(jobs, request("a" * 30), "continue")  # this one fits
 
 
 def test_a_prompt_above_the_limit_is_accepted_when_nothing_waits() -> None:
     with jobs_of(max_slots=1, max_queue_tokens=10) as (jobs, engine, _):
-        jobs.start(request("a" * 100), "continue")
+        start(jobs, request("a" * 100), "continue")
         wait_until(lambda: engine.num_running == 1)
-        jobs.start(request("a" * 100), "continue")
+        start(jobs, request("a" * 100), "continue")
 
 
 def test_a_full_server_refuses_before_it_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
     with jobs_of(max_slots=1, max_queue=0) as (jobs, engine, _):
-        jobs.start(request(), "continue")
+        start(jobs, request(), "continue")
         tokenizer = engine.model.tokenizer
 
         def encode(text: str) -> list[int]:
@@ -270,7 +282,7 @@ def test_a_full_server_refuses_before_it_encodes(monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(tokenizer, "encode", encode)
         with pytest.raises(Overloaded):
-            jobs.start(request(), "continue")
+            start(jobs, request(), "continue")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +300,7 @@ def test_what_is_far_too_long_is_refused_and_not_encoded(
 
         monkeypatch.setattr(engine.model.tokenizer, "_encode", encode)
         with pytest.raises(InvalidRequest, match="at least") as refusal:
-            jobs.start(request(**fields), "continue")
+            start(jobs, request(**fields), "continue")
         assert [error.field for error in refusal.value.errors] == ["messages" if "messages" in fields else "prompt"]
         assert "so send at most 511" in refusal.value.message
 
@@ -311,16 +323,16 @@ def test_only_what_is_long_is_encoded_aside_and_what_is_very_long_further_aside(
         monkeypatch.setattr(engine.model.tokenizer, "_encode", lambda text, add_special_tokens: [5])
         monkeypatch.setattr(engine.model.tokenizer, "_span", 10**6)
         for length in (SHORT_CHARACTERS, SHORT_CHARACTERS + 1, LONG_CHARACTERS, LONG_CHARACTERS + 1):
-            jobs.start(request("a" * length), "continue")
+            start(jobs, request("a" * length), "continue")
         assert places == ["aside", "aside", "far"]
         places.clear()
         many = [Message(role="user", content="a")] * 100
-        jobs.start(request(prompt=None, messages=many), "continue")  # a template has work with each
+        start(jobs, request(prompt=None, messages=many), "continue")  # a template has work with each
         assert places == ["aside"]
         places.clear()
         monkeypatch.setattr(engine.model.tokenizer, "is_shareable", False)
         for length in (1, LONG_CHARACTERS + 1):
-            jobs.start(request("a" * length), "continue")
+            start(jobs, request("a" * length), "continue")
         assert places == ["aside", "aside"], "a tokenizer in plain Python is used by one thread at a time"
 
 
@@ -328,7 +340,7 @@ def test_a_default_never_makes_a_request_too_long() -> None:
     with jobs_of(max_queue=20) as (jobs, _, _runner):
 
         def limit(*, prompt: str, max_tokens: int | None) -> int:
-            job = jobs.start(request(prompt, max_tokens=max_tokens), "continue", 16)
+            job = start(jobs, request(prompt, max_tokens=max_tokens), "continue", 16)
             sequence = job._sequence()
             assert sequence is not None
             return sequence.params.max_tokens
@@ -340,15 +352,15 @@ def test_a_default_never_makes_a_request_too_long() -> None:
 
 def test_a_limit_of_many_digits_is_not_repeated_whole() -> None:
     with jobs_of() as (jobs, _, _runner), pytest.raises(InvalidRequest) as refusal:
-        jobs.start(request(max_tokens=10**4000), "continue")
+        start(jobs, request(max_tokens=10**4000), "continue")
     assert len(refusal.value.message) < 300
 
 
 def test_who_waits_is_told_each_place_on_the_way() -> None:
     with jobs_of(max_slots=1, max_queue=4) as (jobs, engine, runner):
         for _ in range(3):
-            jobs.start(request(), "continue")
-        last = jobs.start(request(narrate=True), "continue")
+            start(jobs, request(), "continue")
+        last = start(jobs, request(narrate=True), "continue")
         wait_until(lambda: engine.num_running == 1)
         runner.open()
         said = [event.human for _, event in read_to_the_end(last) if isinstance(event, Narration)]
@@ -368,7 +380,7 @@ def test_who_waits_is_told_each_place_on_the_way() -> None:
 def test_what_can_never_fit_is_refused(fields: dict[str, Any], bad: str) -> None:
     with jobs_of() as (jobs, engine, _):
         with pytest.raises(InvalidRequest) as refusal:
-            jobs.start(request(**fields), "continue")
+            start(jobs, request(**fields), "continue")
         assert [error.field for error in refusal.value.errors] == [bad]
         assert engine.num_open == 0
 
@@ -377,7 +389,7 @@ def test_a_prompt_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     with jobs_of() as (jobs, engine, _):
         monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text: [])
         with pytest.raises(InvalidRequest, match="holds no token"):
-            jobs.start(request(), "continue")
+            start(jobs, request(), "continue")
 
 
 def test_only_a_job_that_ends_with_its_reader_has_deadlines_for_it() -> None:
@@ -389,9 +401,9 @@ def test_only_a_job_that_ends_with_its_reader_has_deadlines_for_it() -> None:
         return sequence.deadlines.claim_s, sequence.deadlines.slow_consumer_s
 
     with jobs_of(claim_timeout_s=5.0, slow_consumer_s=6.0) as (jobs, _, _runner):
-        assert limits(jobs.start(request(), "cancel")) == (5.0, 6.0)
-        assert limits(jobs.start(request(), "continue")) == (math.inf, math.inf)
-        assert limits(jobs.start(request(on_disconnect="continue"), "cancel")) == (math.inf, math.inf)
+        assert limits(start(jobs, request(), "cancel")) == (5.0, 6.0)
+        assert limits(start(jobs, request(), "continue")) == (math.inf, math.inf)
+        assert limits(start(jobs, request(on_disconnect="continue"), "cancel")) == (math.inf, math.inf)
 
 
 # ---- what is forgotten
@@ -400,7 +412,7 @@ def test_only_a_job_that_ends_with_its_reader_has_deadlines_for_it() -> None:
 def ended_jobs(jobs: Jobs, count: int) -> list[Job]:
     made = []
     for _ in range(count):
-        job = jobs.start(request(max_tokens=5), "continue")
+        job = start(jobs, request(max_tokens=5), "continue")
         read_to_the_end(job)
         made.append(job)
     return made
@@ -447,7 +459,7 @@ def test_an_ended_job_is_forgotten_after_its_time() -> None:
 
 def test_a_job_that_is_forgotten_is_forgotten_once_and_tells_its_sender() -> None:
     with jobs_of() as (jobs, _, _runner):
-        job = jobs.start(request(), "continue")
+        job = start(jobs, request(), "continue")
         sequence = job._sequence()
         assert sequence is not None
         jobs.forget(job)
@@ -459,7 +471,7 @@ def test_a_job_that_is_forgotten_is_forgotten_once_and_tells_its_sender() -> Non
 
 def test_a_job_that_somebody_reads_is_not_forgotten_with_another_reader() -> None:
     with jobs_of() as (jobs, _, runner):
-        job = jobs.start(request(), "cancel")
+        job = start(jobs, request(), "cancel")
         one, other = job.read(), job.read()
         one.close()
         jobs.forget_unread(job)
@@ -478,7 +490,7 @@ def test_a_job_that_somebody_reads_is_not_forgotten_with_another_reader() -> Non
 def test_who_reads_a_job_that_is_forgotten_is_told_an_ending() -> None:
     """Who came just then. What waited is lost, so nothing may say that the answer is whole."""
     with jobs_of() as (jobs, _, _runner):
-        job = jobs.start(request(), "continue")
+        job = start(jobs, request(), "continue")
         reader = job.read()
         assert [number for number, _ in reader.read(WAIT_S)] == [0]
         jobs.forget(job)
@@ -492,14 +504,14 @@ def test_who_reads_a_job_that_is_forgotten_is_told_an_ending() -> None:
 
 def test_a_job_that_runs_is_never_forgotten() -> None:
     with jobs_of(max_ended_jobs=0, max_journal_bytes=0, job_ttl_s=0.0) as (jobs, _, _runner):
-        job = jobs.start(request(), "continue")
+        job = start(jobs, request(), "continue")
         assert is_kept(jobs, job)
 
 
 def test_a_job_without_readers_is_cancelled_after_its_time() -> None:
     with jobs_of(orphan_ttl_s=0.01) as (jobs, _, runner):
-        job = jobs.start(request(max_tokens=500), "continue")
-        with_reader = jobs.start(request(max_tokens=500), "continue")
+        job = start(jobs, request(max_tokens=500), "continue")
+        with_reader = start(jobs, request(max_tokens=500), "continue")
         reader = with_reader.read()
         runner.pace_s = 0.001
         runner.open()
@@ -512,7 +524,7 @@ def test_a_job_without_readers_is_cancelled_after_its_time() -> None:
 def test_looking_at_a_job_does_not_look_like_reading_it() -> None:
     """Or a reader that is too slow, and a stream that nobody ever reads, would never be noticed."""
     with jobs_of() as (jobs, _, runner):
-        job = jobs.start(request(max_tokens=500), "cancel")
+        job = start(jobs, request(max_tokens=500), "cancel")
         sequence = job._sequence()
         assert sequence is not None
         runner.allow(2)
@@ -541,7 +553,7 @@ class FakeEngine:
 def test_a_reader_that_is_closed_from_outside_does_not_sleep_on_whenever_that_comes() -> None:
     """Found by the model (CLOSED_BEFORE_ARM): who looks first and arms then sleeps through what came in between."""
     with jobs_of() as (jobs, _, _):
-        job = jobs.start(request(), "continue")
+        job = start(jobs, request(), "continue")
         reader = job.read(after=0)
         waiter = InterruptedWaiter(reader.close)
         reader._waiter = waiter

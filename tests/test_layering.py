@@ -1,6 +1,6 @@
 """Imports run one way.
 
-web -> jobs -> job, prompts -> engine -> streams, observe -> request, events, errors, settings
+web -> jobs -> job, prompts -> engine -> streams, observe -> body, answer -> request, events, errors, settings
 """
 
 import ast
@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "worker").rglob("*.py"))
 # Rooms and single modules, the lowest first. One may import from lower ones, and from its own.
 LEVELS = [
     {"worker.request", "worker.events", "worker.errors", "worker.settings"},
-    {"worker.streams", "worker.observe"},
+    {"worker.streams", "worker.observe", "worker.body", "worker.answer"},
     {"worker.engine"},
     {"worker.job", "worker.prompts"},
     {"worker.jobs"},
@@ -33,7 +33,7 @@ FLASK = {"flask", "werkzeug", "gunicorn"}
 
 # In the room of torch, and without it.
 TORCH_FREE = {"admission", "supervisor", "delivery", "endings", "scheduler", "sequence", "kv_cache"}
-TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer"}
+TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs"}
 
 
 def module_of(path: Path) -> str:

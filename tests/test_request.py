@@ -8,19 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.body import MAX_DEPTH, MAX_VALUES, parse_body
 from worker.errors import FieldError, InvalidRequest
 from worker.request import (
-    MAX_DEPTH,
-    MAX_VALUES,
-    ChatCompletionRequest,
-    CompletionRequest,
     GenerateRequest,
     Message,
     SamplingFields,
     SamplingParams,
     StrictModel,
-    parse_body,
 )
+from worker.web.chat_completions import ChatCompletionRequest
+from worker.web.completions import CompletionRequest
 
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
@@ -83,8 +81,10 @@ def test_every_sampling_field_arrives() -> None:
     }
     params = parse(**chosen, stop=["a", "b"], stop_token_ids=[5, 3, 5], logit_bias={"7": -100, "07": 1.5}).sampling(3)
     lists: dict[str, Any] = {"stop": ("a", "b"), "stop_token_ids": {3, 5}, "logit_bias": ((7, -100), (7, 1.5))}
+    assert parse(logprobs=4).sampling(3).logprobs == 4
     assert params == SamplingParams(max_tokens=3, **lists, **chosen)
-    assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__), "a parameter that nobody can set"
+    others = {"logprobs"}  # APIs name it differently
+    assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__) - others, "a parameter that nobody can set"
 
 
 def test_one_stop_string_may_come_without_a_list() -> None:
@@ -111,8 +111,16 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
     ("narrate", [True, False]),
     ("on_disconnect", ["cancel", "continue"]),
     ("deadline_s", [0.001, 1, 1e6]),
-    ("prompt", ["x", "\u0000", "語🙂"]),
-    ("messages", [HELLO, [{"role": role, "content": ""} for role in ("system", "developer", "user", "assistant")]]),
+    ("logprobs", [0, 20]),
+    ("prompt", ["x", "\u0000", "語🙂", [0], [5, 10**9]]),
+    (
+        "messages",
+        [
+            HELLO,
+            [{"role": role, "content": ""} for role in ("system", "developer", "user", "assistant")],
+            [{"role": "user", "content": [{"type": "text", "text": "x"}], "name": "y"}],
+        ],
+    ),
 ]
 REFUSED: list[tuple[str, list[Any]]] = [
     ("max_tokens", [0, -1, 1.0, 1.5, "7", True, [], {}]),
@@ -131,7 +139,8 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("narrate", ["true", 1, 0]),
     ("on_disconnect", ["ignore", "", 1, True]),
     ("deadline_s", [0, -1, float("nan"), float("inf"), "5", True]),
-    ("prompt", ["", 1, True, ["x"], {}]),
+    ("logprobs", [-1, 21, 1.0, True, "1"]),
+    ("prompt", ["", 1, True, [], {}]),
 ]
 
 
@@ -164,6 +173,7 @@ def test_stop_strings_that_are_refused(stop: Any, field: str) -> None:
 
 def test_tokens_that_are_refused_are_named() -> None:
     assert refused_fields(stop_token_ids=[1, -1, True]) == ["stop_token_ids.1", "stop_token_ids.2"]
+    assert refused_fields(prompt=[1, -1, "x"]) == ["prompt.1", "prompt.2"]
     for name, bias in (("5", 101), ("5", float("nan")), ("5", "1"), ("-1", 1), ("x", 1), ("1.5", 1), ("1" * 10, 1)):
         (field,) = refused_fields(logit_bias={name: bias})
         assert field.startswith(f"logit_bias.{name}")
@@ -177,8 +187,13 @@ def test_tokens_that_are_refused_are_named() -> None:
         ([{}], ["messages.0.role", "messages.0.content"]),
         ([{"role": "tool", "content": "x"}], ["messages.0.role"]),
         ([{"role": "user", "content": None}], ["messages.0.content"]),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], ["messages.0.content"]),
-        ([{"role": "user", "content": "x", "name": "y"}], ["messages.0.name"]),
+        ([{"role": "user", "content": []}], ["messages.0.content"]),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            ["messages.0.content.0.type", "messages.0.content.0.text", "messages.0.content.0.image_url"],
+        ),
+        ([{"role": "user", "content": ["x"]}], ["messages.0.content.0"]),
+        ([{"role": "user", "content": "x", "nick": "y"}], ["messages.0.nick"]),
         ([HELLO[0], 7], ["messages.1"]),
     ],
 )
@@ -244,7 +259,7 @@ def test_an_unknown_field_is_refused_by_name_with_what_there_is() -> None:
     assert "max_tokens" in error.message
 
 
-@pytest.mark.parametrize("field", ["logprobs", "tools", "n_predict", "", "prompt ", "Prompt"])
+@pytest.mark.parametrize("field", ["tools", "n_predict", "", "prompt ", "Prompt"])
 def test_unknown_fields_are_refused_also_as_null(field: str) -> None:
     for value in (None, 1):
         (error,) = errors_of(body(**{field: value}))
@@ -306,7 +321,7 @@ def test_an_integer_of_too_many_digits() -> None:
 @pytest.mark.parametrize("field", ["prompt", "seed", "stop", "messages", "unknown", "prompt.deep"])
 def test_nesting_of_any_depth_is_a_bad_request(field: str, shape: str) -> None:
     """Reading, validating and repeating the value each have their own limit; none may show as a crash."""
-    for depth in [*range(1, 800, 50), *range(800, 1000), 10_000, 100_000]:
+    for depth in [*range(2, 800, 50), *range(800, 1000), 10_000, 100_000]:
         opening, closing = ("[", "]") if shape == "array" else ('{"a":', "}")
         value = opening * depth + "1" + closing * depth
         name = field.removesuffix(".deep")
@@ -477,9 +492,29 @@ def test_a_chat_completion_translates() -> None:
 
 
 def test_a_completion_translates() -> None:
-    assert parse_body(CompletionRequest, body()).to_generate() == parse()
-    assert parse_body(CompletionRequest, body(max_tokens=None)).to_generate() == parse()
-    assert parse_body(CompletionRequest, body(max_tokens=3, seed=1)).to_generate() == parse(max_tokens=3, seed=1)
+    assert parse_body(CompletionRequest, body()).to_generate() == [parse()]
+    assert parse_body(CompletionRequest, body(max_tokens=None)).to_generate() == [parse()]
+    assert parse_body(CompletionRequest, body(max_tokens=3, seed=1)).to_generate() == [parse(max_tokens=3, seed=1)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
+)
+def test_prompts_come_in_four_forms(prompt: Any, prompts: list[Any]) -> None:
+    translated = parse_body(CompletionRequest, body(prompt=prompt)).to_generate()
+    assert [request.prompt for request in translated] == prompts
+
+
+def test_logprobs_have_a_name_in_each_api() -> None:
+    def asked(**fields: Any) -> int | None:
+        return parse_body(ChatCompletionRequest, body(messages=HELLO, **fields)).to_generate().sampling(1).logprobs
+
+    assert asked() is None
+    assert asked(logprobs=False) is None
+    assert asked(logprobs=True) == 0
+    assert asked(logprobs=True, top_logprobs=5) == 5
+    assert parse_body(CompletionRequest, body(logprobs=3)).to_generate()[0].sampling(1).logprobs == 3
 
 
 def test_every_shared_field_is_translated() -> None:
@@ -499,7 +534,7 @@ def test_every_shared_field_is_translated() -> None:
         "min_tokens": 1,
         "max_tokens": 9,
     }
-    assert parse_body(CompletionRequest, body(**chosen)).to_generate() == parse(**chosen)
+    assert parse_body(CompletionRequest, body(**chosen)).to_generate() == [parse(**chosen)]
     chat = parse_body(ChatCompletionRequest, body(messages=HELLO, **chosen)).to_generate()
     assert chat == parse(messages=HELLO, **chosen)
 
@@ -507,7 +542,11 @@ def test_every_shared_field_is_translated() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"n": 2}, ["n"]),
+        ({"n": 129}, ["n"]),
+        ({"logprobs": 1}, ["logprobs"]),
+        ({"logprobs": True, "top_logprobs": 21}, ["top_logprobs"]),
+        ({"top_logprobs": 1}, ["body"]),
+        ({"metadata": {"a": 1}}, ["metadata.a"]),
         ({"n": 0}, ["n"]),
         ({"stream": "yes"}, ["stream"]),
         ({"stream": True, "stream_options": {"include_usage": 1}}, ["stream_options.include_usage"]),
@@ -526,7 +565,21 @@ def test_chat_completions_that_are_refused(fields: dict[str, Any], expected: lis
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"), [({"prompt": ["a", "b"]}, "prompt"), ({"prompt": ""}, "prompt"), ({"echo": True}, "echo")]
+    ("fields", "expected"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt.1"),
+        ({"prompt": ["a", 1]}, "prompt.1"),
+        ({"prompt": [1, "a"]}, "prompt.1"),
+        ({"prompt": [[1], [-1]]}, "prompt.1.0"),
+        ({"prompt": [[1], []]}, "prompt.1"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"echo": True, "logprobs": 1}, "body"),
+        ({"logprobs": True}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+    ],
 )
 def test_completions_that_are_refused(fields: dict[str, Any], expected: str) -> None:
     raw = json.dumps({"prompt": "a", **fields}).encode()

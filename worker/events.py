@@ -6,6 +6,7 @@ A stream is `Started`, any mix of `Narration` and `Token`, one `Metrics`, then e
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 
 
 class StopReason(StrEnum):
@@ -52,6 +53,29 @@ class Narration:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """A token and how likely the model held it to be.
+
+    Attributes:
+        token: Its text, decoded alone; replacement characters where that is no text.
+        data: The bytes that it stands for.
+        logprob: Natural logarithm of its share of the whole vocabulary, before temperature, penalties and filters.
+    """
+
+    token: str
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token, and the likeliest ones in its place, the likeliest first."""
+
+    drawn: Likelihood
+    top: tuple[Likelihood, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """Text that has become decidable.
 
@@ -59,11 +83,13 @@ class Token:
         text: Never ends inside a character, never holds a prefix of a stop string.
         index: Index of the first token in it, counted from 0.
         count: Number of tokens in it: more than 1 when deltas waited and were merged.
+        logprobs: One for each token whose text begins in `text`; empty unless the request asks.
     """
 
     text: str
     index: int
     count: int = 1
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +136,8 @@ def merge_waiting(events: list[Event]) -> list[Event]:
 
     def close_run() -> None:
         if len(run) > 1:
-            merged.append(Token("".join(t.text for t in run), run[0].index, sum(t.count for t in run)))
+            logprobs = tuple(chain.from_iterable(t.logprobs for t in run))
+            merged.append(Token("".join(t.text for t in run), run[0].index, sum(t.count for t in run), logprobs))
         else:
             merged.extend(run)
         run.clear()

@@ -9,11 +9,12 @@ import weakref
 from dataclasses import dataclass
 from typing import Literal
 
+from worker.answer import PLAIN, AnswerFormat
 from worker.engine.endings import failure_event
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence, SequenceState
 from worker.errors import FieldError, Incomplete, InvalidRequest
-from worker.events import Event, Failure, Started, StopReason, Terminal, Token, Usage
+from worker.events import End, Event, Failure, Started, StopReason, Terminal, Token, Usage
 from worker.streams.channel import ChannelClosed, EndOfChannel, Receiver
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Waiter, Wakeup
@@ -49,10 +50,12 @@ class Job:
         engine: Engine,
         wakeup: Wakeup,
         on_disconnect: OnDisconnect,
+        answer_format: AnswerFormat = PLAIN,
     ) -> None:
         self.id = started.job_id
         self.on_disconnect = on_disconnect
         self.num_prompt_tokens = len(sequence.prompt_ids)
+        self.answer_format = answer_format
         self.num_bytes = 0  # of the journal, about
         self._sequence = weakref.ref(sequence)
         self._receiver = receiver
@@ -66,8 +69,11 @@ class Job:
         self._unread_since = time.monotonic()
         self.ended_at: float | None = None  # monotonic, when the terminal event was written down
 
-    def read(self, after: int = -1) -> "JobReader":
+    def read(self, after: int = -1, waiter: Waiter | None = None) -> "JobReader":
         """A reader of the events behind number `after`.
+
+        Args:
+            waiter: What its reader waits at, if it waits for other jobs too.
 
         Raises:
             InvalidRequest: There is no such event yet.
@@ -83,7 +89,7 @@ class Job:
                     ]
                 )
             self._num_readers += 1
-        return JobReader(self, self._receiver, self._wakeup.new_waiter(), after + 1)
+        return JobReader(self, self._receiver, waiter or self._wakeup.new_waiter(), after + 1)
 
     def cancel(self, by: str) -> None:
         """End the job within one step. Idempotent."""
@@ -149,7 +155,7 @@ class Job:
 
     def _append(self, events: list[Event]) -> None:
         self._journal += events
-        self.num_bytes += sum(EVENT_BYTES + (len(event.text) if isinstance(event, Token) else 0) for event in events)
+        self.num_bytes += sum(_weight(event) for event in events)
 
     def _leave(self, reader: "JobReader") -> None:
         with self._lock:
@@ -164,6 +170,14 @@ class Job:
             self.cancel("client")
 
 
+def _weight(event: Event) -> int:
+    """The bytes of an event, about."""
+    if not isinstance(event, Token):
+        return EVENT_BYTES
+    likelihoods = sum(1 + len(logprob.top) for logprob in event.logprobs)
+    return EVENT_BYTES + len(event.text) + EVENT_BYTES * likelihoods
+
+
 class JobReader:
     """One reader of a job, with its own place in the journal."""
 
@@ -175,6 +189,11 @@ class JobReader:
         self._waiter = waiter
         self._next = number
         receiver.listen(self._waiter)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The one job, as a list: what reads streams may read those of several."""
+        return [self.job]
 
     def read(self, timeout_s: float) -> list[tuple[int, Event]]:
         """The next events with their numbers, after waiting for the first of them if need be.
@@ -189,18 +208,81 @@ class JobReader:
             self._waiter.arm()
             if self.is_closed or self.is_done:  # behind `arm`: a close in between would be slept over
                 break
-            events, self.is_done = self.job._events_from(self._next)
+            events = self.poll()
             if events:
-                first, self._next = self._next, self._next + len(events)
-                return list(enumerate(events, first))
+                return events
             remaining_s = deadline - time.monotonic()
             if self.is_done or remaining_s <= 0:  # done: came back with the terminal event's number
                 break
             self._waiter.wait(remaining_s)
         return []
 
+    def poll(self) -> list[tuple[int, Event]]:
+        """The events that are there now, with their numbers. Notes in `is_done` whether they are the last."""
+        events, self.is_done = self.job._events_from(self._next)
+        first, self._next = self._next, self._next + len(events)
+        return list(enumerate(events, first))
+
     def close(self) -> None:
         """Leave. Idempotent, any thread. The last one to leave cancels the job if it is of that kind."""
         self._receiver.unlisten(self._waiter)
         self.job._leave(self)
         self._waiter.wake()
+
+
+class GroupReader:
+    """One reader of several jobs that answer one request. Events come with the number of the job, from 0.
+
+    The failure of one is the failure of all: nothing comes behind it, and the others are cancelled. Whole answers of
+    some would look like the whole answer.
+    """
+
+    def __init__(self, jobs: list[Job], waiter: Waiter) -> None:
+        """Begin to read `jobs` from their first events. `waiter` is this reader's own."""
+        self.jobs = jobs
+        self.is_done = False
+        self._waiter = waiter
+        self._readers = [job.read(waiter=waiter) for job in jobs]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has left."""
+        return self._readers[0].is_closed
+
+    def read(self, timeout_s: float) -> list[tuple[int, Event]]:
+        """The next events of any job, after waiting for the first of them if need be. As `JobReader.read`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._waiter.arm()
+            if self.is_closed or self.is_done:
+                return []
+            events = self._poll()
+            remaining_s = deadline - time.monotonic()
+            if events or remaining_s <= 0:
+                return events
+            self._waiter.wait(remaining_s)
+
+    def _poll(self) -> list[tuple[int, Event]]:
+        found: list[tuple[int, Event]] = []
+        for number, reader in enumerate(self._readers):
+            if reader.is_done:
+                continue
+            for _, event in reader.poll():
+                found.append((number, event))
+                if is_failure(event):
+                    self.is_done = True
+                    for job in self.jobs:
+                        job.cancel("engine")
+                    return found
+        self.is_done = all(reader.is_done for reader in self._readers)
+        return found
+
+    def close(self) -> None:
+        """Leave. Idempotent, any thread."""
+        for reader in self._readers:
+            reader.close()
+
+
+def is_failure(event: Event) -> bool:
+    """Whether an event says that there will be no whole answer."""
+    return isinstance(event, Failure) or (isinstance(event, End) and event.stop_reason is StopReason.CANCELLED)

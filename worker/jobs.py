@@ -7,18 +7,19 @@ import hashlib
 import math
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from worker.engine.detokenizer import IncrementalDetokenizer
+from worker.body import shorten
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence
-from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
+from worker.engine.tokenizer import Tokenizer
+from worker.errors import FieldError, InvalidRequest, KeyReused, RequestError, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
-from worker.job import Job, OnDisconnect
+from worker.job import GroupReader, Job, OnDisconnect
 from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
-from worker.request import GenerateRequest, shorten
+from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
 from worker.streams.narration import Narrator
@@ -36,66 +37,100 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         # Guards _keyed: of two requests with one key that come at the same time, one makes the job.
         self._keys_lock = new_lock()
-        self._keyed: dict[str, tuple[Job, bytes]] = {}
+        self._keyed: dict[str, tuple[list[Job], bytes]] = {}
         self._encoder = PromptEncoder()
 
     def start_once(
         self,
         key: str,
-        request: GenerateRequest,
+        requests: list[GenerateRequest],
         on_disconnect: OnDisconnect,
+        *,
+        num_choices: int = 1,
         default_max_tokens: int | None = None,
-    ) -> tuple[Job, bool]:
-        """Admit a request, unless one with this idempotency key has been: then that one's job.
+    ) -> tuple[list[Job], bool]:
+        """Admit requests as `start` does, unless some with this idempotency key have been: then those ones' jobs.
 
-        A request that was refused has used up no key. A key is free again when its job has expired.
+        What was refused has used up no key. A key is free again when its jobs have expired.
 
         Returns:
-            The job, and whether it was there already.
+            The jobs, and whether they were there already.
 
         Raises:
             KeyReused: The key belongs to a different request.
             NotReady, Overloaded, InvalidRequest: As `start`.
         """
-        digest = hashlib.sha256(f"{default_max_tokens} {request.model_dump_json()}".encode()).digest()
+        asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]}"
+        digest = hashlib.sha256(asked.encode()).digest()
+        self._check_number(len(requests) * num_choices)
         with self._keys_lock:
             known = self._known(key)
         if known is None:
             # Outside of the lock, which greenlets wait for natively: a long prompt would stop everybody.
-            admitted = self._admit(request, on_disconnect, default_max_tokens)
+            admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
             with self._keys_lock:
                 known = self._known(key)
                 if known is None:
-                    job = self._launch(admitted, on_disconnect)
-                    self._keyed[key] = job, digest
-                    return job, False
+                    jobs = self._launch_all(admitted, on_disconnect, num_choices)
+                    self._keyed[key] = jobs, digest
+                    return jobs, False
         if known[1] != digest:
             raise KeyReused(
                 f"the Idempotency-Key {key!r} belongs to another request; send a new key with a new request"
             )
         return known[0], True
 
-    def _known(self, key: str) -> tuple[Job, bytes] | None:
+    def _known(self, key: str) -> tuple[list[Job], bytes] | None:
         known = self._keyed.get(key)
-        return known if known is not None and known[0].id in self._jobs else None
+        return known if known is not None and all(job.id in self._jobs for job in known[0]) else None
 
     def start(
-        self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None = None
-    ) -> Job:
-        """Admit a request and queue it.
+        self,
+        requests: list[GenerateRequest],
+        on_disconnect: OnDisconnect,
+        *,
+        num_choices: int = 1,
+        default_max_tokens: int | None = None,
+    ) -> list[Job]:
+        """Admit requests and queue them, all or none.
 
         Args:
-            request: Validated by its schema.
+            requests: Validated by their schema.
             on_disconnect: What the route does if the request does not say.
+            num_choices: How many answers each gets. With a seed, the next answer has the next seed.
             default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
                 much. None: all that the context leaves.
+
+        Returns:
+            A job for each answer, those of one request beside each other.
 
         Raises:
             NotReady: Loading, draining or dead.
             Overloaded: Every slot and every place in the queue is taken.
-            InvalidRequest: It can never fit, or its deadline is above the server's.
+            InvalidRequest: One can never fit, its deadline is above the server's, or there are too many.
         """
-        return self._launch(self._admit(request, on_disconnect, default_max_tokens), on_disconnect)
+        self._check_number(len(requests) * num_choices)
+        admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
+        return self._launch_all(admitted, on_disconnect, num_choices)
+
+    def _check_number(self, number: int) -> None:
+        limit = self._settings.max_streams
+        if number > limit:
+            message = f"asks for {number} answers; there is never room for more than {limit}, so ask for fewer at once"
+            raise InvalidRequest([FieldError("n", "too_many", message)])
+
+    def _launch_all(self, admitted: "list[_Admitted]", on_disconnect: OnDisconnect, num_choices: int) -> list[Job]:
+        jobs: list[Job] = []
+        try:
+            for one in admitted:
+                for choice in range(num_choices):
+                    jobs.append(self._launch(one, on_disconnect, choice))
+        except RequestError:  # no room for the next one: who is told so has started nothing
+            for job in jobs:
+                job.cancel("refused")
+                self.forget(job)
+            raise
+        return jobs
 
     def _admit(
         self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None
@@ -107,10 +142,13 @@ class Jobs:
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
         check_min_tokens(request, max_tokens)
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer.new_detokenizer())
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer)
 
-    def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect) -> Job:
+    def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect, choice: int) -> Job:
         request = admitted.request
+        params = request.sampling(admitted.max_tokens)
+        if choice and params.seed is not None:
+            params = replace(params, seed=params.seed + choice)
         job_id = uuid.uuid4().hex
         sender: SendChannel[Event, Terminal]
         receiver: ReceiveChannel[Event, Terminal]
@@ -126,9 +164,9 @@ class Jobs:
         sequence = Sequence(
             request_id=job_id,
             prompt_ids=admitted.prompt_ids,
-            params=request.sampling(admitted.max_tokens),
+            params=params,
             sender=sender,
-            detokenizer=admitted.detokenizer,
+            detokenizer=admitted.tokenizer.new_detokenizer(),
             deadlines=admitted.deadlines,
             narrator=narrator,
         )
@@ -137,6 +175,10 @@ class Jobs:
         self._engine.submit(sequence)
         self._jobs[job_id] = job
         return job
+
+    def read(self, jobs: list[Job]) -> GroupReader:
+        """One reader for the jobs of one request."""
+        return GroupReader(jobs, self._wakeup.new_waiter())
 
     def get(self, job_id: str) -> Job:
         """The job with this id.
@@ -177,7 +219,9 @@ class Jobs:
                 self.forget(job)
                 num_jobs, num_bytes = num_jobs - 1, num_bytes - job.num_bytes
         with self._keys_lock:
-            self._keyed = {key: known for key, known in self._keyed.items() if known[0].id in self._jobs}
+            for key in list(self._keyed):
+                if self._known(key) is None:
+                    del self._keyed[key]
 
     def _deadlines(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Deadlines:
         settings = self._settings
@@ -207,4 +251,4 @@ class _Admitted:
     prompt_ids: list[int]
     max_tokens: int
     deadlines: Deadlines
-    detokenizer: IncrementalDetokenizer
+    tokenizer: Tokenizer

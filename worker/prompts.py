@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest
-from worker.request import GenerateRequest, shorten
+from worker.request import GenerateRequest
 from worker.streams.aside import Aside, new_aside
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class PromptEncoder:
             InvalidRequest: It holds no token, or more than ever fit.
         """
         tokenizer, messages, prompt = model.tokenizer, request.messages, request.prompt or ""
+        if isinstance(prompt, list):
+            return prompt
         encode: Callable[[], list[int]]
         if messages is None:
             num_characters = len(prompt)
             encode = partial(tokenizer.encode, prompt)
         else:
-            num_characters = sum(len(message.content) + MESSAGE_CHARACTERS for message in messages)
+            num_characters = sum(len(message.text) + MESSAGE_CHARACTERS for message in messages)
             encode = partial(tokenizer.encode_chat, messages)
         if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:
             prompt_ids = encode()
@@ -77,7 +80,11 @@ def check_tokens(request: GenerateRequest, vocab_size: int) -> None:
     Raises:
         InvalidRequest: It has not.
     """
-    named = {"logit_bias": map(int, request.logit_bias or ()), "stop_token_ids": request.stop_token_ids or ()}
+    named = {
+        "prompt": request.prompt if isinstance(request.prompt, list) else (),
+        "logit_bias": map(int, request.logit_bias or ()),
+        "stop_token_ids": request.stop_token_ids or (),
+    }
     unknown = {name: max(ids, default=0) for name, ids in named.items()}
     errors = [
         FieldError(name, "token_id", f"names the token {shorten(str(id_))}, and the model has 0 to {vocab_size - 1}")

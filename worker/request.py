@@ -1,23 +1,20 @@
-"""One schema for every API: what a request may ask for, and every bad field of it at once.
+"""What a request may ask for, in one vocabulary for every API.
 
-The bytes of a body become a `GenerateRequest`. The OpenAI shapes are translations: they differ in the names of a
-few fields and share every rule through `SamplingFields`. Unknown fields are refused, never ignored. Pure: no I/O,
-any thread.
+The body of a native route is a `GenerateRequest`; the other APIs translate theirs to it, differ in the names of a few
+fields and share every rule through `SamplingFields`. Unknown fields are refused, never ignored. body.py makes one of
+bytes. Pure: no I/O, any thread.
 """
 
-import json
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from worker.errors import FieldError, InvalidRequest
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 100
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20  # OpenAI's
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
@@ -49,6 +46,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()  # end the answer as the model's own end does; their text is not sent
     ignore_eos: bool = False
     min_tokens: int = 0  # before so many tokens nothing ends the answer but its limit
+    logprobs: int | None = None  # how many of the likeliest tokens are told with each; None: nothing
 
 
 class StrictModel(BaseModel):
@@ -63,11 +61,48 @@ class StrictModel(BaseModel):
         return []
 
 
+# Tags of a union name its members for pydantic; body.py leaves them out of the names of fields.
+TAG_PREFIX = "="
+
+
+def _kind(value: object) -> str:
+    """The member of a union of a string and a list that a value is meant for."""
+    return TAG_PREFIX + ("list" if isinstance(value, list) else "text")
+
+
+class TextPart(StrictModel):
+    """A part of a message. There are no others: the model reads text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag(_kind(""))] | Annotated[list[TextPart], Field(min_length=1), Tag(_kind([]))],
+    Discriminator(_kind),
+]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = Annotated[
+    Annotated[str, Field(min_length=1), Tag(_kind(""))] | Annotated[TokenIds, Tag(_kind([]))], Discriminator(_kind)
+]
+
+
 class Message(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: Content
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it that the model reads."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]
 
 
 class SamplingFields(StrictModel):
@@ -105,217 +140,31 @@ class SamplingFields(StrictModel):
             stop_token_ids=frozenset(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
+            logprobs=self.num_logprobs,
         )
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told with each token; None: nothing is. APIs name it differently."""
+        return None
 
 
 class GenerateRequest(SamplingFields):
     """A request, whatever API it came by: the body of the native routes, and what the others translate to."""
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    prompt: Prompt | None = None
+    messages: Messages | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     narrate: bool = False
     on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
         if ("prompt" in data) == ("messages" in data):
             return ["give either prompt or messages, one of them and not both"]
         return []
-
-
-class StreamOptions(StrictModel):
-    """OpenAI's `stream_options`."""
-
-    include_usage: bool = False
-
-
-class _OpenAIFields(SamplingFields):
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] = 1
-    user: str | None = None  # an opaque tag for the caller's own records; nothing here depends on it
-
-    @classmethod
-    def conflicts(cls, data: dict[str, Any]) -> list[str]:
-        found = []
-        if "stream_options" in data and data.get("stream") is not True:
-            found.append("stream_options is only allowed with stream: true")
-        if "max_tokens" in data and "max_completion_tokens" in data:
-            found.append("give either max_tokens or max_completion_tokens, not both")
-        return found
-
-
-class ChatCompletionRequest(_OpenAIFields):
-    """Body of `POST /v1/chat/completions`."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-
-    def to_generate(self) -> GenerateRequest:
-        """The same request in the internal vocabulary."""
-        return _translate(self, messages=self.messages, max_tokens=self.max_completion_tokens or self.max_tokens)
-
-
-class CompletionRequest(_OpenAIFields):
-    """Body of `POST /v1/completions`."""
-
-    prompt: Annotated[str, Field(min_length=1)]
-
-    def to_generate(self) -> GenerateRequest:
-        """The same request in the internal vocabulary."""
-        return _translate(self, prompt=self.prompt, max_tokens=self.max_tokens)
-
-
-def _translate(request: _OpenAIFields, **fields: Any) -> GenerateRequest:
-    shared = {name: getattr(request, name) for name in SamplingFields.model_fields}
-    return GenerateRequest.model_construct(**{**shared, **fields})
-
-
-Body = TypeVar("Body", bound=StrictModel)
-
-_NO_LONGER_THAN = 80  # characters of a wrong value that a message repeats
-_NO_MORE_THAN = 100  # bad fields in one answer; to name each of a million would take longer than to generate
-
-# Values in a body; a message counts as three. To read and to judge 2 MB of tiny ones took 0.4 s of a process that does
-# nothing else meanwhile, and a template needs 10 ms for a thousand messages.
-MAX_VALUES = 10_000
-# A request has three levels. The reader has a limit of its own, which depends on who calls it.
-MAX_DEPTH = 32
-
-# One that is not closed reaches to the end: to look for another string at each quote in it would take for ever.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
-
-
-def parse_body(schema: type[Body], body: bytes) -> Body:
-    """Turn the bytes of a request body into a validated request.
-
-    Raises:
-        InvalidRequest: Names every bad field, its limit and the remedy.
-    """
-    if not body:
-        raise _no_json("the body is empty; send a JSON object")
-    if _has_too_many_values(body):
-        message = f"the body has more than {MAX_VALUES} values; send fewer fields or messages"
-        raise InvalidRequest([FieldError("body", "too_many", message)])
-    try:
-        # by bytes, json.loads lets half of a surrogate pair through
-        data = json.loads(body.decode(), object_pairs_hook=_without_duplicates)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError for bytes that are not text
-        raise _no_json(f"the body is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise _no_json(f"the body must be a JSON object, not {_json_type(data)}")
-    if _is_deeper_than(MAX_DEPTH, data):
-        raise _too_deep()
-    if b"\\u" in body and not _is_text(data):
-        raise _no_json("the body has half of a surrogate pair in it, which is no text")
-    # An explicit null asks for the default, in OpenAI's API and so in ours; on an unknown field it is still unknown.
-    data = {name: value for name, value in data.items() if value is not None or name not in schema.model_fields}
-    errors = [FieldError("body", "conflict", message) for message in schema.conflicts(data)]
-    try:
-        request = schema.model_validate(data)
-    except ValidationError as error:
-        errors = _field_errors(error, schema) + errors
-    if errors:
-        raise InvalidRequest(errors)
-    return request
-
-
-def _no_json(message: str) -> InvalidRequest:
-    return InvalidRequest([FieldError("body", "json", message)])
-
-
-def _too_deep() -> InvalidRequest:
-    return _no_json(f"the body is nested too deeply, more than {MAX_DEPTH} levels; send plain fields and messages")
-
-
-def _has_too_many_values(body: bytes) -> bool:
-    """Whether to parse it is too much work. Says so quickly where it can: to find the strings of 2 MB takes 50 ms."""
-    # At least so many quotes open or close a string, and a value has two strings at most, its name and itself.
-    if body.count(b'"') - body.count(b'\\"') > 4 * MAX_VALUES:
-        return True
-    return _num_values(body) > MAX_VALUES and _num_values(_STRING.sub(b"", body)) > MAX_VALUES
-
-
-def _num_values(text: bytes) -> int:
-    """How many values JSON has outside of its strings, about."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Of two fields with one name, a reader that says nothing drops the first."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        for name, _ in pairs:
-            if name not in fields:  # it was taken out when it came first
-                raise InvalidRequest([FieldError(_ascii(name), "duplicate", "is there more than once; send it once")])
-            del fields[name]
-    return fields
-
-
-def _ascii(name: str) -> str:
-    """The name of a field as it can be sent, whatever is in it."""
-    return shorten(json.dumps(name)[1:-1])
-
-
-def _is_deeper_than(limit: int, data: object) -> bool:
-    level = [data]
-    for _ in range(limit):
-        level = [
-            child
-            for value in level
-            for child in (value.values() if isinstance(value, dict) else value)  # type: ignore[attr-defined]
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _is_text(data: object) -> bool:
-    try:
-        json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _json_type(data: object) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(data), "null")
-
-
-def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[FieldError]:
-    if error.error_count() > _NO_MORE_THAN:
-        return [FieldError("body", "too_many", f"{error.error_count()} fields are wrong; mend the first and try again")]
-    found = []
-    for problem in error.errors(include_url=False):
-        path = [str(part) for part in problem["loc"]]
-        field = shorten(".".join(path)) or "body"
-        if problem["type"] == "extra_forbidden":
-            message = "is not supported; remove it"
-            if len(path) == 1:
-                message += f" (supported: {', '.join(sorted(schema.model_fields))})"
-            entry = FieldError(field, "unknown_field", message)
-        else:
-            value = "" if problem["type"] == "missing" else f", not {_short(problem['input'])}"
-            message = problem["msg"][0].lower() + problem["msg"][1:]
-            entry = FieldError(field, problem["type"], message + value)
-        found.append(entry)
-    return found
-
-
-def _short(value: object) -> str:
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = type(value).__name__
-    return shorten(text)
-
-
-def shorten(text: str) -> str:
-    """A wrong value as far as a message repeats it."""
-    return text if len(text) <= _NO_LONGER_THAN else text[:_NO_LONGER_THAN] + "..."

@@ -16,12 +16,13 @@ from torch import Tensor
 from tests.support.engines import NUM_BLOCKS, Reply, new_engine, new_sequence
 from tests.support.random_models import VOCAB_SIZE, random_model, save_random_model
 from tests.support.runners import Gate
+from worker.body import parse_body
 from worker.engine.engine import Engine, EngineState
 from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
 from worker.engine.scheduler import Row
 from worker.errors import InvalidRequest
 from worker.events import End, Failure
-from worker.request import GenerateRequest, SamplingParams, parse_body
+from worker.request import GenerateRequest, SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,11 @@ from tests.mutations.mutation import Mutation, taking_from
 sse = taking_from("worker/web/sse.py", "tests/web/test_sse.py")
 body = taking_from("worker/web/sse.py", "tests/web/test_body.py")
 native = taking_from("worker/web/native.py", "tests/web/test_admission.py")
+answers = taking_from("worker/web/answers.py", "tests/web/test_body.py")
+chat = taking_from("worker/web/chat_completions.py", "tests/web/test_body.py")
 openai = taking_from("worker/web/openai.py", "tests/web/test_body.py")
 context = taking_from("worker/web/context.py", "tests/web/test_admission.py")
+bytes_in = taking_from("worker/body.py", "tests/test_request.py")
 request = taking_from("worker/request.py", "tests/test_request.py")
 ops = taking_from("worker/web/ops.py", "tests/web/test_ops.py")
 app = taking_from("app.py", "tests/test_app.py")
@@ -57,7 +60,7 @@ _STREAMS = [
     ),
     sse(
         "who has had the end gets no ping",
-        "            if reader.job.ended_at is None:",
+        "            if any(job.ended_at is None for job in reader.jobs):",
         "            if True:",
         "test_who_has_had_the_end_gets_no_ping",
     ),
@@ -75,8 +78,8 @@ _STREAMS = [
     ),
     sse(
         "an event that cannot be encoded ends the work",
-        '            reader.job.cancel("engine")\n',
-        "",
+        '                one.cancel("engine")\n',
+        "                pass\n",
         "test_an_event_that_cannot_be_encoded_ends_the_stream_and_the_work",
     ),
     native(
@@ -87,8 +90,8 @@ _STREAMS = [
     ),
     context(
         "who names a key means to come back",
-        '    job, is_known = jobs.start_once(key, body, "continue", default_max_tokens)\n',
-        "    job, is_known = jobs.start_once(key, body, on_disconnect, default_max_tokens)\n",
+        '    found, are_known = jobs.start_once(key, requests, "continue", **asked)\n',
+        "    found, are_known = jobs.start_once(key, requests, on_disconnect, **asked)\n",
         "test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
 ]
@@ -151,7 +154,7 @@ _BODIES = [
         "",
         "tests/web/test_body.py::test_a_body_that_a_hook_throws_away_frees_its_slot",
     ),
-    openai(
+    answers(
         "the finally that ends the reader of a whole answer",
         """\
             try:
@@ -168,21 +171,21 @@ _BODIES = [
 """,
         "test_a_whole_answer_that_fails_frees_its_slot",
     ),
-    openai(
+    answers(
         "a chat is forgotten when it has been answered",
-        "                shared.jobs.forget_unread(job)\n",
-        "                pass\n",
+        "                    shared.jobs.forget_unread(job)\n",
+        "                    pass\n",
         "test_a_chat_leaves_nothing_behind",
     ),
-    openai(
+    answers(
         "the reader of a chat leaves when it has been answered",
         "            place.close()\n",
         "            pass\n",
         "test_a_chat_leaves_nothing_behind",
     ),
-    openai(
+    answers(
         "half an answer is not told as a whole one",
-        "    if not isinstance(terminal, End | Failure):\n",
+        "    if not isinstance(last, End | Failure):\n",
         "    if False:\n",
         "test_a_whole_answer_whose_client_has_left_is_none",
     ),
@@ -245,33 +248,33 @@ _ADMISSION = [
         "who gets no place to read makes no job",
         """\
     with context().streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        job, headers = start_job(body, "cancel")
+        [job], headers = start_jobs([body], "cancel")
 """,
         """\
-    job, headers = start_job(body, "cancel")
+    [job], headers = start_jobs([body], "cancel")
     with context().streams.reserve() as place:
 """,
         "test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key[/execute-body0]",
     ),
-    openai(
+    answers(
         "who gets no place to read makes no job, of OpenAI's routes",
         """\
-    with shared.streams.reserve() as place:  # as in `native.execute`
-        job, headers = _start(body)
+    with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
+        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
 """,
         """\
-    job, headers = _start(body)
+    jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
     with shared.streams.reserve() as place:
 """,
         "tests/web/test_admission.py::test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key",
     ),
-    openai(
+    answers(
         "a chat with a key is kept",
         "            if not is_kept:",
         "            if True:",
         "tests/web/test_admission.py::test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
-    openai(
+    chat(
         "a limit is called what the client has called it",
         '            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error\n',
         "            error\n",
@@ -279,7 +282,7 @@ _ADMISSION = [
     ),
     openai(
         "an error has the usage that was asked for",
-        '                    chunk["usage"] = usage_fields(event.usage)\n',
+        '                    chunk["usage"] = usage_fields(self._usage())\n',
         "                    pass\n",
         "tests/web/test_admission.py::test_an_error_in_mid_stream_has_the_usage_that_was_asked_for",
     ),
@@ -304,43 +307,43 @@ _ADMISSION = [
 ]
 
 _REQUESTS = [
-    request(
+    bytes_in(
         "values are bounded in number",
         "    if _has_too_many_values(body):\n",
         "    if False:\n",
         "test_values_are_bounded_in_number",
     ),
-    request(
+    bytes_in(
         "what is in a string is no value",
         '_num_values(_STRING.sub(b"", body)) > MAX_VALUES\n',
         "_num_values(body) > MAX_VALUES\n",
         "test_what_is_in_a_string_is_no_value",
     ),
-    request(
+    bytes_in(
         "a string that does not end reaches to the end",
         """(?:"|\\Z)', re.DOTALL)""",
         """"', re.DOTALL)""",
         "test_strings_that_do_not_end_are_refused_quickly",
     ),
-    request(
+    bytes_in(
         "nesting has a limit of its own",
         "    if _is_deeper_than(MAX_DEPTH, data):\n",
         "    if False:\n",
         "test_nesting_has_a_limit_of_its_own_which_is_named",
     ),
-    request(
+    bytes_in(
         "the reader's own limit of nesting is the same refusal",
         "    except RecursionError:\n        raise _too_deep() from None\n",
         "",
         "test_nesting_has_a_limit_of_its_own_which_is_named",
     ),
-    request(
+    bytes_in(
         "a field that is there twice is refused",
         "    if len(fields) < len(pairs):\n",
         "    if False:\n",
         "test_a_field_that_is_there_twice_is_refused_by_name",
     ),
-    request(
+    bytes_in(
         "a long name is not repeated whole",
         '        field = shorten(".".join(path)) or "body"\n',
         '        field = ".".join(path) or "body"\n',

@@ -196,7 +196,7 @@ def test_a_whole_answer_that_fails_frees_its_slot(app: Flask, monkeypatch: pytes
     def fail(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("worker.web.openai.collect", fail)
+    monkeypatch.setattr("worker.web.answers.collect", fail)
     kept = app.test_client().post("/v1/chat/completions", json=CHAT)
     assert kept.status_code == 500
     assert _shared(app).streams.num_open == 0
@@ -206,7 +206,9 @@ def test_a_whole_answer_that_fails_frees_its_slot(app: Flask, monkeypatch: pytes
 
 def test_a_whole_answer_whose_client_has_left_is_none(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has come until then must not be told as an answer: a client that has closed only its half still reads."""
-    monkeypatch.setattr("worker.web.openai.collect", lambda *args: [Started("job", "model", "now"), Token("a", 0)])
+    monkeypatch.setattr(
+        "worker.web.answers.collect", lambda *args: [(0, Started("job", "model", "now")), (0, Token("a", 0))]
+    )
     answer = app.test_client().post("/v1/chat/completions", json=CHAT)
     assert answer.status_code == 500
     assert answer.get_json()["error"]["code"] == "CANCELLED"

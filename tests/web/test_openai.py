@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+import requests
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
@@ -164,3 +165,117 @@ def _extras(model: Any) -> list[str]:
             if hasattr(item, "model_extra"):
                 found += _extras(item)
     return found
+
+
+def test_several_choices_stream_side_by_side(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    options: Any = {"include_usage": True}
+    with client.chat.completions.create(
+        model="endstop-tiny", messages=MESSAGES, n=3, max_tokens=4, temperature=0, stream=True, stream_options=options
+    ) as stream:
+        chunks = list(stream)
+    texts, reasons = dict.fromkeys(range(3), ""), {}
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        texts[choice.index] += choice.delta.content or ""
+        if choice.finish_reason:
+            reasons[choice.index] = choice.finish_reason
+    assert texts == dict.fromkeys(range(3), "abcd")
+    assert reasons == dict.fromkeys(range(3), "length")
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == 12
+    one = client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, max_tokens=4, temperature=0)
+    assert one.usage is not None
+    assert usage.prompt_tokens == one.usage.prompt_tokens, "a prompt is counted once"
+
+
+def test_several_prompts_and_choices_whole(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    answer = client.completions.create(
+        model="endstop-tiny", prompt=["hello", "you"], n=2, max_tokens=2, temperature=0, echo=True
+    )
+    assert [(choice.index, choice.text) for choice in answer.choices] == [
+        (0, "helloab"),
+        (1, "helloab"),
+        (2, "youab"),
+        (3, "youab"),
+    ]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+
+
+def test_a_prompt_of_token_ids_is_that_prompt(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    answer = client.completions.create(model="endstop-tiny", prompt=[5, 6, 7], max_tokens=2, temperature=0, echo=True)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 3
+    assert answer.choices[0].text.endswith("ab")
+    assert len(answer.choices[0].text) > 2
+    with pytest.raises(openai.BadRequestError, match="the model has 0 to"):
+        client.completions.create(model="endstop-tiny", prompt=[10**6])
+
+
+def test_logprobs_are_told_with_their_text(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    ask: Any = {"model": "endstop-tiny", "messages": MESSAGES, "max_tokens": 9, "temperature": 0, "stop": "ef"}
+    whole = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+    told = whole.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert [one.token for one in told.content] == list("abcd"), "not those of the stop string"
+    for one in told.content:
+        assert bytes(one.bytes or ()) == one.token.encode()
+        assert one.logprob <= 0
+        assert one.top_logprobs[0].token == one.token
+        assert len(one.top_logprobs) == 2
+        assert one.top_logprobs[0].logprob == one.logprob
+    with client.chat.completions.create(**ask, logprobs=True, stream=True) as stream:
+        chunks = [choice for chunk in stream for choice in chunk.choices]
+    streamed = [one for choice in chunks if choice.logprobs for one in choice.logprobs.content or ()]
+    assert [(one.token, one.logprob) for one in streamed] == [(one.token, one.logprob) for one in told.content]
+    for choice in chunks:
+        text = (
+            "".join(one.token for one in (choice.logprobs.content or ()) if choice.logprobs) if choice.logprobs else ""
+        )
+        assert text == (choice.delta.content or "")
+
+
+def test_logprobs_of_completions_have_their_own_shape(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(100)
+    answer = client.completions.create(model="endstop-tiny", prompt="hello", max_tokens=3, temperature=0, logprobs=2)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.tokens == ["a", "b", "c"]
+    assert told.text_offset == [0, 1, 2]
+    assert told.token_logprobs == [top[token] for top, token in zip(told.top_logprobs or (), told.tokens, strict=True)]
+    assert all(len(top) == 2 for top in told.top_logprobs or ())
+
+
+def test_of_several_choices_a_failure_of_one_ends_all(gated: Server) -> None:
+    """What has come of the others must not look like the whole answer."""
+    gated.allow(1)
+    with RawStream(gated, "POST", "/v1/chat/completions", CHAT | {"n": 2}) as stream:
+        first = stream.read_until(b'"a"').decode()
+        requests.delete(gated.url + "/v1/jobs/" + first.partition('"id":"chatcmpl-')[2].partition('"')[0], timeout=30)
+        gated.allow(1)
+        raw = stream.read_all()
+    *_, error, done = events_of(raw)
+    assert done == "[DONE]"
+    assert error["error"]["code"] == "CANCELLED"
+    assert b"finish_reason" in raw
+    assert b'"length"' not in raw
+    gated.allow(1)
+    gated.wait_for(lambda: gated.stats()["open"] == 0, "the slots are free")
+
+
+def test_more_answers_than_there_is_ever_room_for_are_refused(gated: Server, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="there is never room for more than") as raised:
+        client.completions.create(model="endstop-tiny", prompt=["hello"] * 100, n=100)
+    assert raised.value.param == "n"
+    gated.wait_for(lambda: gated.stats()["open"] == 0, "nothing was started")
+
+
+def test_a_model_is_found_by_its_name(client: openai.OpenAI) -> None:
+    assert client.models.retrieve("endstop-tiny").id == "endstop-tiny"
+    with pytest.raises(openai.NotFoundError, match="another"):
+        client.models.retrieve("another")

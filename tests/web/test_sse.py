@@ -40,6 +40,7 @@ class FakeReader:
 
     def __init__(self, *batches: Any) -> None:
         self.job = FakeJob()
+        self.jobs = [self.job]
         self.is_done = False
         self.is_closed = False
         self.timeouts: list[float] = []
@@ -134,14 +135,14 @@ def test_an_event_that_cannot_be_encoded_ends_the_stream_and_the_work() -> None:
 def test_who_waits_for_the_whole_looks_whether_the_engine_lives() -> None:
     engine: Any = FakeEngine()
     reader: Any = FakeReader([TOKEN], [], [END])
-    assert collect(reader, engine, KEEP_ALIVE_S) == [TOKEN[1], END[1]]
+    assert collect(reader, engine, KEEP_ALIVE_S) == [TOKEN, END]
     assert engine.num_looks == 1
 
 
 def test_who_has_left_does_not_wait_for_the_whole() -> None:
     engine: Any = FakeEngine()
     reader: Any = FakeReader([TOKEN], None)
-    assert collect(reader, engine, KEEP_ALIVE_S) == [TOKEN[1]]
+    assert collect(reader, engine, KEEP_ALIVE_S) == [TOKEN]
 
 
 # ---- the readers that are open

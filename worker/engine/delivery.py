@@ -3,15 +3,24 @@
 The last words are in endings.py. Generation thread only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from worker.engine.logprobs import Logprobs
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
-from worker.events import StopReason, Token
+from worker.events import Likelihood, StopReason, Token, TokenLogprob
+
+# JSON has no infinity. OpenAI's API says this of a token that cannot be.
+LEAST_LOGPROB = -9999.0
 
 
-def deliver_token(sequence: Sequence, token_id: int, now: float) -> StopReason | None:
+def deliver_token(
+    sequence: Sequence, token_id: int, now: float, logprob: TokenLogprob | None = None
+) -> StopReason | None:
     """Give a sequence its next token, and its reader what has become decidable.
+
+    Args:
+        logprob: What is told of the token, if the request asks.
 
     Returns:
         Why that was the last one, or None.
@@ -22,19 +31,36 @@ def deliver_token(sequence: Sequence, token_id: int, now: float) -> StopReason |
     text = "" if ending is not None else sequence.detokenizer.push(token_id)
     if is_last:
         text += sequence.detokenizer.flush()
+    held = sequence.held_logprobs
+    if held is not None:
+        if logprob is not None and ending is None:
+            held.hold(logprob)
+        held.decided(text)
     if num_tokens > sequence.params.min_tokens:  # a stop string before it is only text
         text = sequence.stop_strings.push(text)
     has_stopped = sequence.stop_strings.matched is not None
     if is_last and not has_stopped:
         text += sequence.stop_strings.flush()
     if text:
-        sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released))
+        logprobs = held.release(text) if held is not None else ()
+        sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released, logprobs))
         sequence.num_released = num_tokens
     if has_stopped:
         return StopReason.STOP_SEQUENCE
     if is_last:
         return ending or StopReason.MAX_TOKENS
     return None
+
+
+def spelled(logprobs: Logprobs, token_id: int, spell: Callable[[int], tuple[str, bytes]]) -> TokenLogprob:
+    """What the sampler says of a token, with the texts of the tokens that it names."""
+    top = tuple(_likelihood(i, logprob, spell) for i, logprob in logprobs.top)
+    return TokenLogprob(_likelihood(token_id, logprobs.drawn, spell), top)
+
+
+def _likelihood(token_id: int, logprob: float, spell: Callable[[int], tuple[str, bytes]]) -> Likelihood:
+    token, data = spell(token_id)
+    return Likelihood(token, data, max(logprob, LEAST_LOGPROB))
 
 
 def narrate_places(waiting: Iterable[Sequence]) -> None:

@@ -83,7 +83,7 @@ class ByteLevelDetokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class WindowDetokenizer:
@@ -108,7 +108,7 @@ class WindowDetokenizer:
         if token_id in self._special_ids or token is None:
             return ""  # not even the end of a run of bytes: the decoder never sees it
         self._window.append(token_id)
-        if _BYTE_TOKEN.fullmatch(token):
+        if BYTE_TOKEN.fullmatch(token):
             return ""
         text = self._decode(self._window)
         if text.endswith("\ufffd"):  # perhaps the beginning of a character; what is before it cannot change

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.admission import Admission, EngineState
-from worker.engine.delivery import deliver_token, narrate_places, narrate_starts
+from worker.engine.delivery import deliver_token, narrate_places, narrate_starts, spelled
 from worker.engine.draws import Draw, draw_tokens, draws_of
 from worker.engine.endings import end_event, failure_event, overdue_event
 from worker.engine.kv_cache import BlockPool
+from worker.engine.logprobs import Logprobs
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampler import SampledTokens
 from worker.engine.scheduler import Row, Scheduler
@@ -373,7 +374,7 @@ class Engine:
             try:
                 if i in tokens.failures:
                     raise tokens.failures[i]
-                self._advance(sequence, tokens.token_ids[i], now)
+                self._advance(sequence, tokens.token_ids[i], now, tokens.logprobs.get(i))
             except GenerationFailed as error:
                 self._fail(sequence, error)
             except ChannelBroken:
@@ -387,12 +388,13 @@ class Engine:
                 right.append(Draw(sequence, draw.place + 1, draw.guesses[1:]))
         return right
 
-    def _advance(self, sequence: Sequence, token_id: int, now: float) -> None:
+    def _advance(self, sequence: Sequence, token_id: int, now: float, logprobs: Logprobs | None) -> None:
         """Give a sequence its next token, and its reader what has become decidable."""
         assert self._model is not None
         if self._is_sharing:
             self._scheduler.publish(sequence)
-        reason = deliver_token(sequence, token_id, now)
+        told = spelled(logprobs, token_id, self._model.tokenizer.spell) if logprobs is not None else None
+        reason = deliver_token(sequence, token_id, now, told)
         if reason is not None:
             self._finish(sequence, end_event(sequence, reason))
 

@@ -8,13 +8,14 @@ takes exactly one random number from its own generator.
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.logprobs import Logprobs
 from worker.engine.memory import is_out_of_memory
 from worker.engine.upload import upload
 from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
@@ -42,10 +43,11 @@ class SamplingRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """One entry per row: its token id, or why it has none."""
+    """One entry per row: its token id, or why it has none. Log-probabilities of the rows that ask for them."""
 
     token_ids: list[int]
     failures: dict[int, GenerationFailed]
+    logprobs: dict[int, Logprobs] = field(default_factory=dict)
 
 
 @torch.inference_mode()  # the model made the logits in it, and only in it may they be written to
@@ -67,6 +69,8 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     if _is_asynchronous(logits) or not is_usable.all():  # on a GPU, to ask would be to wait for the model
         logits = torch.where(is_usable[:, None], logits, 0.0)
     failures: dict[int, GenerationFailed] = {}
+    # Each row alone: added up together with others, its last bits would be theirs too.
+    shares = {i: logits[i].log_softmax(dim=-1) for i, row in enumerate(rows) if row.params.logprobs is not None}
     for i, row in enumerate(rows):
         if _is_changed(row):
             try:
@@ -103,7 +107,23 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     members = [i for part, _ in drawn for i in part]
     for i, token_id in zip(members, numbers[len(rows) :], strict=True):
         token_ids[i] = token_id
-    return SampledTokens(token_ids, failures)
+    logprobs = {i: _logprobs(share, token_ids[i], rows[i].params.logprobs or 0) for i, share in shares.items()}
+    return SampledTokens(token_ids, failures, logprobs)
+
+
+def _logprobs(shares: Tensor, token_id: int, num_top: int) -> Logprobs:
+    """What is told of a drawn token. Of tokens that are as likely as each other the lower id comes first.
+
+    Args:
+        shares: (vocab) log-probabilities.
+    """
+    top: list[tuple[int, float]] = []
+    if num_top:
+        least = shares.topk(min(num_top, len(shares)), sorted=False).values.amin()
+        ids = (shares >= least).nonzero()[:, 0]
+        values, order = shares[ids].sort(descending=True, stable=True)
+        top = list(zip(ids[order].tolist(), values.tolist(), strict=True))[:num_top]
+    return Logprobs(shares[token_id].item(), top)
 
 
 def _is_asynchronous(logits: Tensor) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from worker.engine.detokenizer import IncrementalDetokenizer
+from worker.engine.logprobs import HeldLogprobs
 from worker.engine.lookup import Lookup
 from worker.engine.stop_strings import StopStrings
 from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
@@ -75,6 +76,7 @@ class Sequence:
     narrated_place: int = 0  # in the queue, from 1; 0 before anything was said of it
     output_ids: list[int] = field(default_factory=list)
     num_released: int = 0  # tokens whose text has been sent
+    held_logprobs: HeldLogprobs | None = None  # if the request asks for them
     first_token_at: float | None = None
     last_token_at: float | None = None
     longest_gap_s: float | None = None  # between two tokens
@@ -87,6 +89,8 @@ class Sequence:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.params.seed)  # None: seeded by the operating system
         self.stop_strings = StopStrings(self.params.stop)
+        if self.params.logprobs is not None:
+            self.held_logprobs = HeldLogprobs()
 
     @property
     def num_tokens(self) -> int:

@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from worker.engine.detokenizer import (
+    BYTE_TOKEN,
     ByteLevelDetokenizer,
     IncrementalDetokenizer,
     TokenBytes,
@@ -47,6 +48,13 @@ def _without_panics(call: Callable[P, R]) -> Callable[P, R]:
             raise RuntimeError(f"the tokenizers library has panicked: {panic}") from panic
 
     return guarded
+
+
+def _turn(message: Message, has_developer: bool) -> dict[str, Any]:
+    """A message as templates read it. Few know developers, whose word is the system's elsewhere."""
+    role = "system" if message.role == "developer" and not has_developer else message.role
+    turn = {"role": role, "content": message.text}
+    return turn if message.name is None else turn | {"name": message.name}
 
 
 class Tokenizer:
@@ -112,8 +120,9 @@ class Tokenizer:
         return 0 if self._span is None else self.min_tokens(self._write(messages))
 
     def _write(self, messages: list[Message]) -> str:
-        conversation = [message.model_dump() for message in messages]
-        template = None if self._tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE
+        own = self._tokenizer.chat_template
+        template = None if own else DEFAULT_CHAT_TEMPLATE
+        conversation = [_turn(message, "developer" in str(own)) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
                 conversation, chat_template=template, tokenize=False, add_generation_prompt=True
@@ -123,6 +132,24 @@ class Tokenizer:
                 [FieldError("messages", "chat_template", f"the model's chat template refuses them: {error}")]
             ) from error
         return text
+
+    def spell(self, token_id: int) -> tuple[str, bytes]:
+        """A token alone: as text, with replacement characters where it is none, and as bytes.
+
+        A special token, which has no text in an answer, is spelled by its name. Generation thread only.
+        """
+        token = self._token_of_id(token_id)
+        if token is None:  # a row of the embedding without a token behind it
+            return "", b""
+        if token_id in self._special_ids:
+            data = token.encode()
+        elif self._token_bytes is not None:
+            data = self._token_bytes[token_id]
+        elif BYTE_TOKEN.fullmatch(token):
+            data = bytes([int(token[3:5], 16)])
+        else:  # SentencePiece writes its spaces in this way
+            data = token.replace("\u2581", " ").encode()
+        return data.decode("utf-8", "replace"), data
 
     @_without_panics
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -138,6 +165,15 @@ class Tokenizer:
         if self._token_bytes is not None:
             return ByteLevelDetokenizer(self._token_bytes)
         return WindowDetokenizer(self._decode, self._token_of_id, self._special_ids)
+
+    @_without_panics
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of token ids, that of special tokens too. Any thread: it changes nothing."""
+        if self._backend is not None:
+            text: str = self._backend.decode(token_ids, skip_special_tokens=False)
+        else:
+            text = self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        return text
 
     @_without_panics
     def _decode(self, token_ids: list[int]) -> str:

@@ -4,16 +4,18 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from flask import current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from worker.body import Body, parse_body
 from worker.engine.engine import Engine
 from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
-from worker.request import Body, GenerateRequest, parse_body
+from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
 from worker.web.patience import body_within
@@ -103,18 +105,23 @@ def _read_in_turns(limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def start_job(
-    body: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None = None
-) -> tuple[Job, dict[str, str]]:
-    """The job that the current request asks for, and headers that say if an earlier one has made it.
+def start_jobs(
+    requests: list[GenerateRequest],
+    on_disconnect: OnDisconnect,
+    *,
+    num_choices: int = 1,
+    default_max_tokens: int | None = None,
+) -> tuple[list[Job], dict[str, str]]:
+    """The jobs that the current request asks for, and headers that say if an earlier one has made them.
 
     Raises:
         KeyReused, NotReady, Overloaded, InvalidRequest: As `Jobs.start_once`.
     """
     jobs = context().jobs
     key = request.headers.get(KEY_HEADER)
+    asked: Any = {"num_choices": num_choices, "default_max_tokens": default_max_tokens}
     if key is None:
-        return jobs.start(body, on_disconnect, default_max_tokens), {}
+        return jobs.start(requests, on_disconnect, **asked), {}
     # Two headers come as one with a comma between.
     if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()) or "," in key:
         message = (
@@ -122,5 +129,5 @@ def start_job(
         )
         raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
-    job, is_known = jobs.start_once(key, body, "continue", default_max_tokens)
-    return job, {"Idempotent-Replayed": "true"} if is_known else {}
+    found, are_known = jobs.start_once(key, requests, "continue", **asked)
+    return found, {"Idempotent-Replayed": "true"} if are_known else {}

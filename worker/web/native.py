@@ -8,8 +8,8 @@ from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started
 from worker.job import Job, JobReader
 from worker.request import GenerateRequest
-from worker.web.context import context, read_body, start_job
-from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, stream_job, usage_fields
+from worker.web.context import context, read_body, start_jobs
+from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, logprob_fields, stream_job, usage_fields
 
 blueprint = Blueprint("native", __name__)
 
@@ -59,15 +59,19 @@ def _payload(event: Event) -> dict[str, Any]:
         case Failure():
             return {"type": "error", "code": event.code, "message": event.message, "usage": usage_fields(event.usage)}
         case _:
-            payload = {"type": "token", "t": event.text, "i": event.index}
-            return payload if event.count == 1 else payload | {"n": event.count}
+            payload: dict[str, Any] = {"type": "token", "t": event.text, "i": event.index}
+            if event.count > 1:
+                payload["n"] = event.count
+            if event.logprobs:
+                payload["logprobs"] = [logprob_fields(one) for one in event.logprobs]
+            return payload
 
 
 @blueprint.post("/v1/jobs")
 @blueprint.post("/v1/inference")
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
-    job, headers = start_job(read_body(GenerateRequest), "continue")
+    [job], headers = start_jobs([read_body(GenerateRequest)], "continue")
     response = jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream")
     response.headers.update(headers)
     return response, 202
@@ -105,7 +109,7 @@ def execute() -> Response:
     """Create a job and stream it in one call."""
     body = read_body(GenerateRequest)
     with context().streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        job, headers = start_job(body, "cancel")
+        [job], headers = start_jobs([body], "cancel")
         response = _stream(job.read(), place)
     response.headers.update(headers)
     return response

@@ -18,8 +18,8 @@ from worker.engine.endings import failure_event
 from worker.engine.engine import Engine
 from worker.engine.service_rate import ServiceRate
 from worker.errors import InferenceFailed, Overloaded
-from worker.events import Event, Usage
-from worker.job import JobReader
+from worker.events import Event, Likelihood, TokenLogprob, Usage
+from worker.job import Job
 from worker.streams.native import new_lock
 from worker.web.disconnect import DisconnectWatcher
 
@@ -43,6 +43,15 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     }
 
 
+def logprob_fields(logprob: TokenLogprob) -> dict[str, Any]:
+    """How likely a token was, and which ones were likelier, in OpenAI's names, for every route."""
+    return _likelihood_fields(logprob.drawn) | {"top_logprobs": [_likelihood_fields(one) for one in logprob.top]}
+
+
+def _likelihood_fields(one: Likelihood) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.data)}
+
+
 def encode_data(payload: object) -> bytes:
     """One `data:` line and its blank line. ASCII, because U+2028 splits lines in naive clients."""
     return b"data: " + json.dumps(payload, separators=(",", ":")).encode("ascii") + b"\n\n"
@@ -52,11 +61,39 @@ class Translator(Protocol):
     """One wire format."""
 
     def encode(self, number: int, event: Event) -> bytes:
-        """The bytes of one event; empty if the format has nothing for it."""
+        """The bytes of one event; empty if the format has nothing for it.
+
+        Args:
+            number: Of the event in its job; of the job, if the reader is that of a group.
+        """
         ...
 
 
-def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
+class EventReader(Protocol):
+    """What a response reads: `JobReader` or `GroupReader`."""
+
+    is_done: bool
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has left."""
+        ...
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Whose events it reads."""
+        ...
+
+    def read(self, timeout_s: float) -> list[tuple[int, Event]]:
+        """The next events, each with a number, after waiting for the first."""
+        ...
+
+    def close(self) -> None:
+        """Leave."""
+        ...
+
+
+def stream_job(reader: EventReader, translator: Translator, engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
     """The bytes of a job's stream: events as they come, pings while none do, one terminal, `[DONE]`.
 
     This is the generator that a response iterates.
@@ -70,17 +107,20 @@ def stream_job(reader: JobReader, translator: Translator, engine: Engine, keep_a
         if reader.is_closed:
             raise ConnectionResetError(errno.ECONNRESET, "the client has left")
         if not batch:
-            if reader.job.ended_at is None:  # else the client came back with the number of the terminal event
+            # Else the client came back with the number of the terminal event.
+            if any(job.ended_at is None for job in reader.jobs):
                 engine.abandon()  # nothing while it lives; should the watchdog be gone too, the stream ends here
                 yield PING
             continue
         try:
             data = b"".join(translator.encode(number, event) for number, event in batch)
         except Exception:  # a bug of ours, after the headers: the client is owed an ending all the same
-            logger.exception("job %s: an event could not be encoded", reader.job.id)
-            reader.job.cancel("engine")
+            job = reader.jobs[0]
+            logger.exception("job %s: an event could not be encoded", job.id)
+            for one in reader.jobs:
+                one.cancel("engine")
             error = InferenceFailed("the answer could not be encoded; the server's log has the details")
-            usage = reader.job.status().usage
+            usage = job.status().usage
             yield translator.encode(batch[0][0], failure_event(error, usage)) + DONE
             return
         yield data or PING  # an event that this format does not show is a sign of life all the same
@@ -186,7 +226,7 @@ class Place:
         self.is_free = False
         self._streams = streams
         self._watcher = watcher
-        self._reader: JobReader | None = None
+        self._reader: EventReader | None = None
         self._fd = -1
 
     def __enter__(self) -> "Place":
@@ -196,7 +236,7 @@ class Place:
         if kind is not None:
             self.close()
 
-    def take(self, reader: JobReader) -> None:
+    def take(self, reader: EventReader) -> None:
         """Give the place to `reader`, and watch the current request's connection on its behalf."""
         self._reader = reader
         sock = request.environ.get("gunicorn.socket")  # absent in Flask's test client
@@ -226,12 +266,12 @@ def close_lost_bodies(error: BaseException | None) -> None:
             body.close()
 
 
-def collect(reader: JobReader, engine: Engine, keep_alive_s: float) -> list[Event]:
-    """All events of a job, for an answer that is not streamed. Ends early, without a terminal, if the client left."""
-    events: list[Event] = []
+def collect(reader: EventReader, engine: Engine, keep_alive_s: float) -> list[tuple[int, Event]]:
+    """All events, for an answer that is not streamed. Ends early, without a terminal, if the client left."""
+    events: list[tuple[int, Event]] = []
     while not (reader.is_done or reader.is_closed):
         batch = reader.read(keep_alive_s)
-        events += [event for _, event in batch]
+        events += batch
         if not batch and not reader.is_done:
             engine.abandon()  # as in `stream_job`
     return events

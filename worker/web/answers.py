@@ -1,0 +1,98 @@
+"""From a validated request to its response, streamed or whole, for every API whose answer is one response."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from flask import Response, jsonify, request
+
+from worker.errors import GenerationFailed, UnknownModel
+from worker.events import End, Event, Failure
+from worker.job import Job, is_failure
+from worker.request import GenerateRequest
+from worker.web.context import KEY_HEADER, context, start_jobs
+from worker.web.sse import Translator, collect, event_stream_response, stream_job
+
+
+class AnswerTranslator(Translator, Protocol):
+    """A wire format for answers, in pieces and whole."""
+
+    def whole(self, events: Sequence[tuple[int, Event]]) -> dict[str, Any]:
+        """The body of an answer that is not streamed. No event is a failure."""
+        ...
+
+
+def check_model(name: str | None) -> None:
+    """See that a request means the model that is served.
+
+    Raises:
+        UnknownModel: It names another.
+    """
+    served = context().settings.model_name
+    if name is not None and name != served:
+        raise UnknownModel(f"the model {name!r} is not served here; this server has {served!r} (leave model out)")
+
+
+def respond(
+    requests: list[GenerateRequest],
+    translator_for: Callable[[list[Job]], AnswerTranslator],
+    *,
+    is_streamed: bool,
+    num_choices: int = 1,
+    default_max_tokens: int | None = None,
+) -> Response:
+    """Start the jobs of a request and answer with what they produce. The client's leaving cancels them.
+
+    Args:
+        requests: In the internal vocabulary; each gets `num_choices` answers.
+        translator_for: Makes the translator for the jobs, which are in the order of `Jobs.start`.
+
+    Raises:
+        KeyReused, NotReady, Overloaded, InvalidRequest: Before the first byte.
+        GenerationFailed: There is no whole answer.
+    """
+    shared = context()
+    with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
+        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+        is_kept = KEY_HEADER in request.headers
+        reader = shared.jobs.read(jobs)
+        place.take(reader)
+
+        def close() -> None:
+            place.close()
+            if not is_kept:  # nobody can ask for it again: these APIs have no resume
+                for job in jobs:
+                    shared.jobs.forget_unread(job)
+
+        translator = translator_for(jobs)
+        if not is_streamed:
+            try:
+                events = collect(reader, shared.engine, shared.settings.keep_alive_s)
+            finally:
+                close()
+            _check_whole(events)
+            response = jsonify(translator.whole(events))
+        else:
+            chunks = stream_job(reader, translator, shared.engine, shared.settings.keep_alive_s)
+            response = event_stream_response(chunks, close)
+    response.headers.update(headers)
+    return response
+
+
+def _check_whole(events: Sequence[tuple[int, Event]]) -> None:
+    last = events[-1][1] if events else None
+    if not isinstance(last, End | Failure):
+        raise GenerationFailed("the client left before the answer was complete", "CANCELLED")
+    error = failure_of(last)
+    if error is not None:
+        raise error
+
+
+def failure_of(terminal: End | Failure) -> GenerationFailed | None:
+    """Why there is no whole answer; None if there is."""
+    if isinstance(terminal, Failure):
+        error = GenerationFailed(terminal.message, terminal.code)
+        error.status = terminal.status
+        return error
+    if is_failure(terminal):
+        return GenerationFailed("the request was cancelled", terminal.stop_reason.value)
+    return None

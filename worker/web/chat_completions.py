@@ -1,0 +1,124 @@
+"""OpenAI's chat completions. A translation and no logic of its own."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from flask import Blueprint, Response
+from pydantic import Field
+
+from worker.answer import AnswerParser, Part, Text
+from worker.errors import InvalidRequest
+from worker.events import Token
+from worker.job import Job
+from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, Messages
+from worker.web.answers import check_model, respond
+from worker.web.context import read_body
+from worker.web.openai import OpenAIFields, OpenAITranslator
+from worker.web.sse import logprob_fields
+
+blueprint = Blueprint("chat_completions", __name__)
+
+
+class ChatCompletionRequest(OpenAIFields):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Messages
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None  # for the caller's own records, as `user`
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
+        if "max_tokens" in data and "max_completion_tokens" in data:
+            found.append("give either max_tokens or max_completion_tokens, not both")
+        if "top_logprobs" in data and data.get("logprobs") is not True:
+            found.append("top_logprobs is only allowed with logprobs: true")
+        return found
+
+    def to_generate(self) -> GenerateRequest:
+        """The same request in the internal vocabulary."""
+        limit = self.max_completion_tokens or self.max_tokens
+        return GenerateRequest.model_construct(
+            **{**self.internal_fields(), "messages": self.messages, "max_tokens": limit}
+        )
+
+
+class ChatTranslator(OpenAITranslator):
+    """The shapes of `/v1/chat/completions`."""
+
+    id_prefix = "chatcmpl-"
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def __init__(self, jobs: list[Job], num_choices: int, include_usage: bool) -> None:
+        super().__init__(jobs, num_choices, include_usage)
+        self._parsers = [AnswerParser(job.answer_format) for job in jobs]
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        return [_choice(number, {"role": "assistant", "content": "", "refusal": None})]
+
+    def pieces(self, number: int, token: Token) -> list[dict[str, Any]]:
+        return [_piece(number, part) for part in self._parsers[number].push(token)]
+
+    def closing(self, number: int, finish_reason: str) -> list[dict[str, Any]]:
+        rest = [_piece(number, part) for part in self._parsers[number].flush()]
+        return [*rest, _choice(number, {}, None, finish_reason)]
+
+    def whole_choice(self, number: int, tokens: list[Token], finish_reason: str) -> dict[str, Any]:
+        parser = self._parsers[number]
+        parts = [part for token in tokens for part in parser.push(token)] + parser.flush()
+        texts = [part for part in parts if isinstance(part, Text)]
+        return {
+            "index": number,
+            "message": {"role": "assistant", "content": "".join(part.text for part in texts), "refusal": None},
+            "logprobs": _logprobs(texts),
+            "finish_reason": finish_reason,
+        }
+
+
+def _piece(number: int, part: Part) -> dict[str, Any]:
+    match part:
+        case Text():
+            return _choice(number, {"content": part.text}, _logprobs([part]))
+        case _:
+            raise NotImplementedError(part)
+
+
+def _choice(
+    number: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(texts: list[Text]) -> dict[str, Any] | None:
+    content = [logprob_fields(one) for text in texts for one in text.logprobs]
+    return {"content": content, "refusal": None} if content else None
+
+
+@blueprint.post("/v1/chat/completions")
+def chat_completions() -> Response:
+    """Answer a conversation."""
+    body = read_body(ChatCompletionRequest)
+    check_model(body.model)
+    try:
+        return respond(
+            [body.to_generate()],
+            lambda jobs: ChatTranslator(jobs, body.n, body.include_usage),
+            is_streamed=body.stream,
+            num_choices=body.n,
+        )
+    except InvalidRequest as refusal:
+        if body.max_completion_tokens is None:
+            raise
+        # It names the limit as the client has named it.
+        renamed = [
+            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error
+            for error in refusal.errors
+        ]
+        raise InvalidRequest(renamed) from refusal
