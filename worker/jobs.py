@@ -18,7 +18,7 @@ from worker.engine.tokenizer import Tokenizer
 from worker.errors import FieldError, InvalidRequest, KeyReused, RequestError, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.job import GroupReader, Job, OnDisconnect
-from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
+from worker.prompts import PromptEncoder, check_fits, check_min_tokens, check_tokens, max_tokens_of
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -175,6 +175,22 @@ class Jobs:
         self._engine.submit(sequence)
         self._jobs[job_id] = job
         return job
+
+    def tokenize(
+        self, request: GenerateRequest, *, add_special_tokens: bool | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The token ids that the model would get for a request, without a job. Bounded as `start` is.
+
+        Raises:
+            NotReady: Loading, draining or dead.
+            InvalidRequest: It can never fit.
+        """
+        model = self._engine.model
+        token_ids = self._encoder.encode(
+            request, model, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt
+        )
+        check_fits(request, len(token_ids), model.max_context)
+        return token_ids
 
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""

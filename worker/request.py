@@ -17,10 +17,12 @@ MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+_ListOfStops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 StopStrings = Annotated[
-    list[StopString],
-    Field(max_length=MAX_STOP_STRINGS),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    _ListOfStops,
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=StopString | _ListOfStops
+    ),
 ]
 TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
@@ -50,10 +52,13 @@ class SamplingParams:
 
 
 class StrictModel(BaseModel):
-    """What every part of a request is: unknown fields are refused, and types are not converted."""
+    """What every part of a request is: unknown fields are refused, and types are not converted.
+
+    The text under a field is its description in /openapi.json.
+    """
 
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
@@ -109,19 +114,33 @@ class SamplingFields(StrictModel):
     """The fields that every generating route shares."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest answer, in tokens. Prompt and answer share the context, and the default is what the prompt leaves."""
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
+    """How freely the next token is drawn; 0: always the likeliest."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens are drawn from; 0: all."""
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """Only tokens are drawn from that have this share of the likeliest one's probability; 0: all."""
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1.0
+    """Above 1, tokens of prompt and output become less likely, as in transformers."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    """Taken from the logit of each token that the output has."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    """Taken from the logit of a token each time that the output has it."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    """The same request with the same seed has the same answer. Default: another one each time."""
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
+    """What is added to the logits of tokens, by token id."""
     stop: StopStrings | None = None
+    """Texts that end the answer, one or a list of them. They are not part of it."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    """Tokens that end the answer as the model's own end does. Their text is not part of it."""
     ignore_eos: bool = False
+    """Whether the answer goes on behind the model's own end."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    """Before so many tokens nothing ends the answer but its limit."""
 
     def sampling(self, max_tokens: int) -> SamplingParams:
         """The validated parameters, with the limit that the context leaves."""
@@ -149,15 +168,31 @@ class SamplingFields(StrictModel):
         return None
 
 
+def _given(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+# For the schema of a request: what its `conflicts` says in words.
+PROMPT_OR_MESSAGES = ConfigDict(json_schema_extra={"oneOf": [_given("prompt"), _given("messages")]})
+
+
 class GenerateRequest(SamplingFields):
     """A request, whatever API it came by: the body of the native routes, and what the others translate to."""
 
+    model_config = PROMPT_OR_MESSAGES
+
     prompt: Prompt | None = None
+    """What is continued: a text, or its token ids."""
     messages: Messages | None = None
+    """A conversation that is answered, in place of a prompt: as the model's chat template writes it."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """How many of the likeliest tokens are told with each token, and how likely they were. Default: nothing is told."""
     narrate: bool = False
-    on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default
+    """Whether progress is told in words, merged with the tokens."""
+    on_disconnect: Literal["cancel", "continue"] | None = None
+    """What becomes of the job when its reader leaves. Default: `continue` for /v1/jobs, `cancel` for /execute."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from acceptance to the end. Default, and the most: the server's own limit (ENDSTOP_TOTAL_TIMEOUT_S)."""
 
     @property
     def num_logprobs(self) -> int | None:

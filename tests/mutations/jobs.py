@@ -366,13 +366,13 @@ _ADMISSION = [
     ),
     prompts(
         "a prompt that is far too long is not encoded",
-        '            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
+        '            check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
         "",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
     prompts(
         "a conversation that is far too long is not encoded",
-        '                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")\n',
+        '                check_fits(request, num_at_least(), model.max_context, "at least ")\n',
         "",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),

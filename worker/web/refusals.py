@@ -1,20 +1,58 @@
 """Failures before the first byte, as HTTP answers: in OpenAI's shape on its routes, in ours on all others."""
 
 import logging
-from typing import Any
+from typing import Any, NotRequired
 
 from flask import Flask, Response, jsonify, request
+from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, RequestError
+from worker.web.openai_answers import OpenAIError
 
 logger = logging.getLogger("endstop")
 
 # After a failure that is not the request's fault: long enough for a new worker with a small model to be ready.
 RETRY_FAILED_S = 10
 
-# The routes that exist because OpenAI's API has them.
-OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/models")
+# The routes that exist because OpenAI's API has them, or vLLM beside it.
+OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/models", "/tokenize", "/detokenize")
+
+
+class WrongField(TypedDict):
+    """A bad field of a request: where, which rule it broke, and what to do."""
+
+    field: str
+    constraint: str
+    message: str
+
+
+class WrongFields(TypedDict):
+    """Every bad field of a request."""
+
+    errors: list[WrongField]
+
+
+class RefusalFields(TypedDict):
+    """What is wrong. The server refuses some requests before it knows their route; those have the last two too."""
+
+    code: str
+    message: str
+    type: NotRequired[str]
+    param: NotRequired[None]
+
+
+class Refusal(TypedDict):
+    """A refusal or a failure that is no single field's fault."""
+
+    error: RefusalFields
+
+
+def refusal_body(path: str, status: int) -> Any:
+    """The type of what `_answer` answers, for /openapi.json."""
+    if path.startswith(OPENAI_PREFIXES):
+        return OpenAIError
+    return WrongFields | Refusal if status == 400 else Refusal
 
 
 def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:

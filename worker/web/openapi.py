@@ -1,0 +1,214 @@
+"""`/openapi.json`: the routes of the app and the schemas that validate, as OpenAPI 3.1, and `/docs`, which shows it.
+
+Law: nothing is written twice. Paths and methods are the app's, summaries the views' docstrings, schemas those that
+bodies are parsed with, refusals the errors that a route says it raises (description.py). tests/web/test_openapi.py
+holds the answers of a real server against the document.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import getdoc
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from worker.errors import NotReady
+from worker.request import StrictModel
+from worker.web.description import GROUPS, Description, describes, description_of
+from worker.web.refusals import refusal_body
+
+blueprint = Blueprint("openapi", __name__)
+
+EXTENSION = "endstop.openapi"
+# Flask answers these by itself, on every route.
+_UNTOLD_METHODS = {"HEAD", "OPTIONS"}
+
+# A page that has been tampered with, or a document with markup in it, could load and send nothing but the document.
+_POLICY = "default-src 'none'; connect-src 'self'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+_PAGE = (Path(__file__).parent / "static" / "docs.html").read_text(encoding="utf-8")
+
+_ABOUT = """\
+A worker for one language model whose streams always end.
+
+What a route does not know it refuses by name: unknown fields are answered 400, never ignored. On the first level of a \
+body null asks for the default. A body has at most 10,000 values and 32 levels.
+
+A stream is Server-Sent Events. Each `data:` is JSON, the last one is `[DONE]`, and the one before it says how it \
+ended. A line that begins with a colon says that the server is still there."""
+
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+_ALLOW = {"Allow": {"description": "The methods that the path has.", "schema": {"type": "string"}}}
+
+
+class _Schemas(GenerateJsonSchema):
+    """pydantic's schemas without what is said already, and with what it leaves open."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
+        return super().typed_dict_schema(schema) | {"additionalProperties": False}
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        found = super().dict_schema(schema)
+        return found | {"additionalProperties": False} if "patternProperties" in found else found
+
+
+@blueprint.get("/openapi.json")
+@describes("Server", answers={200: dict[str, Any]})
+def openapi() -> Response:
+    """This document."""
+    data = current_app.extensions.get(EXTENSION)
+    if data is None:  # two requests may both make it, and make the same
+        data = current_app.extensions[EXTENSION] = json.dumps(document(current_app), indent=1).encode("ascii")
+    return Response(data, mimetype="application/json")
+
+
+@blueprint.get("/docs")
+@describes("Server", answers={200: "text/html"})
+def docs() -> Response:
+    """A page that shows this document. It asks no other host for anything."""
+    return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+def document(app: Flask) -> dict[str, Any]:
+    """The OpenAPI document of every route that describes itself."""
+    routes = _routes(app)
+    schema_of, components = _schemas({kind for route in routes for kind in _types(route)})
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Endstop", "version": "1", "description": _ABOUT},
+        "tags": [{"name": name, "description": about} for name, about in GROUPS.items()],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A path, one of its methods, and what is said of it."""
+
+    path: str
+    method: str
+    doc: str
+    description: Description
+
+    @property
+    def refusals(self) -> dict[int, list[str]]:
+        """What may be answered in place of an answer, in words, by status."""
+        found: dict[int, list[str]] = {405: ["The path has no such method."]}
+        for error in (*self.description.raises, NotReady):
+            about = (getdoc(error) or "").partition("\n")[0]
+            if about not in found.setdefault(error.status, []):
+                found[error.status].append(about)
+        return found
+
+
+def _routes(app: Flask) -> list[_Route]:
+    """Every route that describes itself, those of a group beside each other."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions[rule.endpoint]
+        description = description_of(view)
+        if description is not None:
+            path = re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule.rule)
+            methods = sorted((rule.methods or set()) - _UNTOLD_METHODS)
+            found += [_Route(path, method, getdoc(view) or "", description) for method in methods]
+    groups = list(GROUPS)
+    return sorted(found, key=lambda route: groups.index(route.description.group))  # stable
+
+
+def _types(route: _Route) -> Iterator[Any]:
+    """Every type that is JSON on a route."""
+    description = route.description
+    yield from (kind for kind in (description.body, description.events) if kind is not None)
+    yield from (kind for kind in description.answers.values() if not isinstance(kind, str))
+    yield from (refusal_body(route.path, status) for status in route.refusals)
+
+
+def _schemas(types: set[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The schema of each type, and those that they refer to, by name."""
+    bodies = {kind.__name__ for kind in types if isinstance(kind, type) and issubclass(kind, StrictModel)}
+    found, rest = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter(kind)) for kind in types],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Schemas,
+    )
+    components = rest["$defs"]
+    for name in bodies:
+        _let_null_ask_for_defaults(components[name])
+    return {kind: schema for (kind, _), schema in found.items()}, dict(sorted(components.items()))
+
+
+def _let_null_ask_for_defaults(schema: dict[str, Any]) -> None:
+    """What worker/body.py does before it validates, as a schema."""
+    required = schema.get("required", [])
+    for name, field in schema["properties"].items():
+        kind = field.get("type")
+        if name in required or {"type": "null"} in field.get("anyOf", []):
+            continue
+        if isinstance(kind, str) and "enum" not in field and "const" not in field:
+            field["type"] = [kind, "null"]
+        else:
+            outer = {key: field.pop(key) for key in ("description", "default") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outer}
+
+
+def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    description = route.description
+    summary, _, more = route.doc.partition("\n")
+    answers: dict[int, dict[str, Any]] = {}
+    for status, kind in description.answers.items():
+        answers[status] = {"description": _about(kind), "content": _content(kind, schema_of)}
+    if description.events is not None:
+        answer = answers.setdefault(200, {"description": "A stream.", "content": {}})
+        answer["content"]["text/event-stream"] = {
+            "schema": {"type": "string"},
+            "x-event-schema": schema_of[description.events],  # OpenAPI 3.2 calls it itemSchema
+        }
+    for status, reasons in route.refusals.items():
+        _add_refusal(answers, status, " ".join(reasons), schema_of[refusal_body(route.path, status)])
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
+        "tags": [description.group],
+        "summary": summary,
+        "parameters": list(description.parameters),
+        "responses": {str(status): answers[status] for status in sorted(answers)},
+    }
+    if more.strip():
+        operation["description"] = more.strip()
+    if description.body is not None:
+        content = {"schema": schema_of[description.body], "example": description.example}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
+    return operation
+
+
+def _about(kind: Any) -> str:
+    """What an answer is, in words."""
+    return (getdoc(kind) or "").partition("\n")[0] if isinstance(kind, type) and kind.__module__ != "builtins" else ""
+
+
+def _content(kind: Any, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    if isinstance(kind, str):
+        return {kind: {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": schema_of[kind]}}
+
+
+def _add_refusal(answers: dict[int, dict[str, Any]], status: int, about: str, schema: dict[str, Any]) -> None:
+    headers = _RETRY_AFTER if status in (429, 503) else _ALLOW if status == 405 else {}
+    own = answers.get(status)
+    if own is not None:  # a probe says in its own words what it may be refused for too
+        about = f"{own['description']} {about}"
+        schema = {"anyOf": [own["content"]["application/json"]["schema"], schema]}
+    answers[status] = {"description": about, "content": {"application/json": {"schema": schema}}}
+    if headers:
+        answers[status]["headers"] = headers
