@@ -148,13 +148,13 @@ class SoakTokenizer(Tokenizer):
         super().__init__(tokenizer)
         self._faults = faults
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *options: Any, **named: Any) -> list[int]:
         self._fail_now_and_then()
-        return super().encode(text)
+        return super().encode(text, *options, **named)
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(self, messages: list[Message], *options: Any, **named: Any) -> list[int]:
         self._fail_now_and_then()
-        return super().encode_chat(messages)
+        return super().encode_chat(messages, *options, **named)
 
     def new_detokenizer(self) -> IncrementalDetokenizer:
         inner = super().new_detokenizer()

@@ -7,7 +7,7 @@ holds the answers of a real server against the document.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -17,6 +17,8 @@ from flask import Blueprint, Flask, Response, current_app
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
+from typing_extensions import TypedDict
+from werkzeug.routing import Rule
 
 from worker.errors import NotReady
 from worker.request import StrictModel
@@ -46,6 +48,16 @@ _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"t
 _ALLOW = {"Allow": {"description": "The methods that the path has.", "schema": {"type": "string"}}}
 
 
+class Document(TypedDict):
+    """An OpenAPI document."""
+
+    openapi: str
+    info: dict[str, str]
+    tags: list[dict[str, str]]
+    paths: dict[str, Any]
+    components: dict[str, Any]
+
+
 class _Schemas(GenerateJsonSchema):
     """pydantic's schemas without what is said already, and with what it leaves open."""
 
@@ -61,7 +73,7 @@ class _Schemas(GenerateJsonSchema):
 
 
 @blueprint.get("/openapi.json")
-@describes("Server", answers={200: dict[str, Any]})
+@describes("Server", answers={200: Document})
 def openapi() -> Response:
     """This document."""
     data = current_app.extensions.get(EXTENSION)
@@ -77,10 +89,10 @@ def docs() -> Response:
     return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": _POLICY})
 
 
-def document(app: Flask) -> dict[str, Any]:
+def document(app: Flask) -> Document:
     """The OpenAPI document of every route that describes itself."""
     routes = _routes(app)
-    schema_of, components = _schemas({kind for route in routes for kind in _types(route)})
+    schema_of, components = _schemas(dict.fromkeys(kind for route in routes for kind in _types(route)))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
@@ -101,6 +113,7 @@ class _Route:
     method: str
     doc: str
     description: Description
+    alias_of: str | None
 
     @property
     def refusals(self) -> dict[int, list[str]]:
@@ -115,16 +128,22 @@ class _Route:
 
 def _routes(app: Flask) -> list[_Route]:
     """Every route that describes itself, those of a group beside each other."""
+    # The decorator of a view's first path is the last to run.
+    first_paths = {rule.endpoint: _template(rule) for rule in app.url_map.iter_rules()}
     found = []
     for rule in app.url_map.iter_rules():
         view = app.view_functions[rule.endpoint]
         description = description_of(view)
         if description is not None:
-            path = re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule.rule)
-            methods = sorted((rule.methods or set()) - _UNTOLD_METHODS)
-            found += [_Route(path, method, getdoc(view) or "", description) for method in methods]
+            path, first = _template(rule), first_paths[rule.endpoint]
+            for method in sorted((rule.methods or set()) - _UNTOLD_METHODS):
+                found.append(_Route(path, method, getdoc(view) or "", description, None if path == first else first))
     groups = list(GROUPS)
-    return sorted(found, key=lambda route: groups.index(route.description.group))  # stable
+    return sorted(found, key=lambda route: (groups.index(route.description.group), route.alias_of is not None))
+
+
+def _template(rule: Rule) -> str:
+    return re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule.rule)
 
 
 def _types(route: _Route) -> Iterator[Any]:
@@ -135,7 +154,7 @@ def _types(route: _Route) -> Iterator[Any]:
     yield from (refusal_body(route.path, status) for status in route.refusals)
 
 
-def _schemas(types: set[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
+def _schemas(types: Iterable[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """The schema of each type, and those that they refer to, by name."""
     bodies = {kind.__name__ for kind in types if isinstance(kind, type) and issubclass(kind, StrictModel)}
     found, rest = TypeAdapter.json_schemas(
@@ -143,7 +162,7 @@ def _schemas(types: set[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
         ref_template="#/components/schemas/{model}",
         schema_generator=_Schemas,
     )
-    components = rest["$defs"]
+    components = rest.get("$defs", {})
     for name in bodies:
         _let_null_ask_for_defaults(components[name])
     return {kind: schema for (kind, _), schema in found.items()}, dict(sorted(components.items()))
@@ -184,8 +203,9 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "parameters": list(description.parameters),
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
-    if more.strip():
-        operation["description"] = more.strip()
+    same = f"Another name of `{route.alias_of}`.\n\n" if route.alias_of else ""
+    if about := (same + more).strip():
+        operation["description"] = about
     if description.body is not None:
         content = {"schema": schema_of[description.body], "example": description.example}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -194,7 +214,7 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
 
 def _about(kind: Any) -> str:
     """What an answer is, in words."""
-    return (getdoc(kind) or "").partition("\n")[0] if isinstance(kind, type) and kind.__module__ != "builtins" else ""
+    return "A page." if isinstance(kind, str) else (getdoc(kind) or "").partition("\n")[0]
 
 
 def _content(kind: Any, schema_of: dict[Any, Any]) -> dict[str, Any]:
