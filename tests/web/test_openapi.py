@@ -79,8 +79,10 @@ def assert_documented(doc: dict[str, Any], method: str, path: str, answer: TestR
         *events, done = re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)
         assert done == "[DONE]"
         assert events
+        [data, last] = media["schema"]["properties"]["data"]["anyOf"]
+        assert last == {"const": "[DONE]"}
         for event in events:
-            assert problems(doc, media["x-event-schema"], json.loads(event)) == []
+            assert problems(doc, data["contentSchema"], json.loads(event)) == []
     elif answer.mimetype == "application/json":
         assert problems(doc, media["schema"], answer.get_json()) == []
 
@@ -333,9 +335,10 @@ def test_refusals_of_a_key_and_of_an_event_are_what_the_document_says(app: Flask
         assert answer.status_code == 400
         assert_documented(doc, "post", path, answer)
     job = client.post("/v1/jobs", json=PROMPT).get_json()
-    answer = client.get(job["sse_url"] + "?last_event_id=x")
-    assert answer.status_code == 400
-    assert_documented(doc, "get", job["sse_url"], answer)
+    for headers in ({}, {"Last-Event-ID": "0"}):
+        answer = client.get(job["sse_url"] + "?last_event_id=x", headers=headers)
+        assert answer.status_code == 400
+        assert_documented(doc, "get", job["sse_url"], answer)
 
 
 def test_no_room_is_what_the_document_says(app: Flask, doc: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,12 +163,13 @@ def _stream(reader: JobReader, place: Place) -> Response:
 
 
 def _last_event_id() -> int:
-    text = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
-    if not text:
-        return -1
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise InvalidRequest([FieldError("last_event_id", "integer", f"must be the id of an event, not {text[:80]!r}")])
-    return int(text)
+    """By header or query. A client that has both has reconnected by itself, with the header."""
+    found = [text for text in (request.headers.get("Last-Event-ID"), request.args.get("last_event_id")) if text]
+    for text in found:
+        if not (text.isascii() and text.isdigit()) or len(text) > 18:
+            message = f"must be the id of an event, not {text[:80]!r}"
+            raise InvalidRequest([FieldError("last_event_id", "integer", message)])
+    return int(found[0]) if found else -1
 
 
 def _status(job: Job) -> dict[str, Any]:

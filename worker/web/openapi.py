@@ -190,10 +190,7 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         answers[status] = {"description": _about(kind), "content": _content(kind, schema_of)}
     if description.events is not None:
         answer = answers.setdefault(200, {"description": "A stream.", "content": {}})
-        answer["content"]["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event-schema": schema_of[description.events],  # OpenAPI 3.2 calls it itemSchema
-        }
+        answer["content"]["text/event-stream"] = {"schema": _event(schema_of[description.events])}
     for status, reasons in route.refusals.items():
         _add_refusal(answers, status, " ".join(reasons), schema_of[refusal_body(route.path, status)])
     operation: dict[str, Any] = {
@@ -210,6 +207,13 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         content = {"schema": schema_of[description.body], "example": description.example}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    """One event of a stream, as OpenAPI 3.2 will have it: 3.1 has no words for streams, and its tools take these."""
+    last = {"const": "[DONE]"}
+    other = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {"type": "object", "required": ["data"], "properties": {"data": {"anyOf": [other, last]}}}
 
 
 def _about(kind: Any) -> str:
