@@ -24,7 +24,7 @@ def main(base_url: str, model: str, question: str) -> None:
     try:
         litellm.completion(**asked, extra_body={"top_k": -1})
         refusal = None
-    except litellm.BadRequestError as error:
+    except litellm.exceptions.BadRequestError as error:
         refusal = str(error)
     said = {
         "whole": whole.choices[0].message.content,

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from tests.clients.conftest import ANSWER, MODEL, QUESTION
-from tests.support.servers import ROOT, Server
+from tests.support.servers import Server
+from worker.settings import ROOT
 
 pytestmark = pytest.mark.slow
 
