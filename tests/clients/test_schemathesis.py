@@ -22,7 +22,7 @@ def test_no_server_error_and_no_undocumented_answer(tmp_path: Path, worker_class
     """Every status, media type, header and body is as documented, of streams each event; bad input is refused."""
     with running_server(tmp_path, worker_class, app="wsgi:app", env=LIMITS) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
-        bounds = ["--max-examples=10", "--max-time=60", "--request-timeout=30", "--seed=1", "--no-shrink"]
+        bounds = ["--max-examples=10", "--max-time=30", "--request-timeout=30", "--seed=1", "--no-shrink"]
         checks = ["--checks=all", f"--exclude-checks={EXCLUDED}", "--continue-on-failure", "--no-color"]
         done = subprocess.run(
             [*command, *bounds, *checks], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False

@@ -385,8 +385,8 @@ _DOCUMENT = [
     ),
     document(
         "an answer has no field that the document has not",
-        'typed_dict_schema(schema) | {"additionalProperties": False}\n',
-        "typed_dict_schema(schema)\n",
+        'return {"additionalProperties": False} | super().typed_dict_schema',
+        "return super().typed_dict_schema",
         "test_a_schema_of_an_answer_is_closed",
     ),
     document(

@@ -65,7 +65,7 @@ class _Schemas(GenerateJsonSchema):
         return False
 
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
-        return super().typed_dict_schema(schema) | {"additionalProperties": False}
+        return {"additionalProperties": False} | super().typed_dict_schema(schema)
 
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         found = super().dict_schema(schema)
