@@ -94,8 +94,9 @@ def when_ready(server: Any) -> None:
     process.say_who_may_ask(settings, [address[0] for address in server.cfg.address if isinstance(address, tuple)])
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host_in_url, host_in_url)
     url = f"http://{host}:{settings.port}"
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
     print(
-        f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute -d "
+        f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute {key}-d "
         """'{"messages":[{"role":"user","content":"What is the capital of France?"}]}'""",
         flush=True,
     )

@@ -19,14 +19,15 @@ BOTH = f"alice:{ALICE},bob:sha256:{HASHED}"
 def test_a_key_stands_for_its_name() -> None:
     keys = ApiKeys.parse(BOTH)
     assert [keys.name_of(key) for key in (ALICE, BOB)] == ["alice", "bob"]
-    assert [keys.name_of(key) for key in ("", ALICE[:-1], ALICE + "x", HASHED, "alice", f"sha256:{HASHED}", "\u20ac")] == [
-        None
-    ] * 7
+    assert [
+        keys.name_of(key) for key in ("", ALICE[:-1], ALICE + "x", HASHED, "alice", f"sha256:{HASHED}", "\u20ac")
+    ] == [None] * 7
     assert keys.names == ["alice", "bob"]
 
 
 @pytest.mark.parametrize(
-    "text", [f"alice:{ALICE}\nbob:{BOB}", f" alice:{ALICE} ,, bob:{BOB},\n", f"# keys, of all\n\nalice:{ALICE}\r\nbob:{BOB}"]
+    "text",
+    [f"alice:{ALICE}\nbob:{BOB}", f" alice:{ALICE} ,, bob:{BOB},\n", f"# keys, of all\n\nalice:{ALICE}\r\nbob:{BOB}"],
 )
 def test_entries_stand_on_lines_or_between_commas(text: str) -> None:
     assert ApiKeys.parse(text) == ApiKeys.parse(BOTH)

@@ -149,7 +149,7 @@ class Settings:
     cors_origins: str = _setting(
         "",
         "web pages that may use the server from a browser",
-        choices=("", "*", "https://one.example,http://localhost:3000 ..."),
+        choices=("", "https://one.example,http://localhost:3000 ...", "*"),
         pattern=r"\*|(https?://[^\s,/*]+(\s*,\s*https?://[^\s,/*]+)*)?",
     )
 
@@ -237,7 +237,7 @@ def _parse(setting: "Field[Any]", text: str) -> Any:
     pattern = metadata["pattern"]
     is_one = re.fullmatch(pattern, value) if pattern else value in metadata["choices"]
     if metadata["choices"] and not is_one:
-        raise ValueError(f"must be one of {', '.join(metadata['choices'])}")
+        raise ValueError(f"must be one of {', '.join(choice or '(empty)' for choice in metadata['choices'])}")
     if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
         raise ValueError(f"must be at least {metadata['minimum']}")
     if metadata["maximum"] is not None and value > metadata["maximum"]:

@@ -54,7 +54,7 @@ class _Account:
     def fill(self, now: float) -> None:
         elapsed_s = max(0.0, now - self.filled_at)
         self.put(elapsed_s * self.tokens_per_s)
-        self.filled_at = now
+        self.filled_at = max(self.filled_at, now)
 
     def put(self, tokens: float) -> None:
         self.tokens = min(self.limit.tokens_per_minute, self.tokens + tokens)
