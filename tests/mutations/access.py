@@ -64,7 +64,7 @@ MUTATIONS: list[Mutation] = [
         "test_a_key_comes_in_either_header",
     ),
     auth(
-        "two keys are none",
+        "two different API keys are none",
         "    if len(sent) > 1:\n",
         "    if False:\n",
         "test_a_key_comes_in_either_header",
@@ -76,7 +76,7 @@ MUTATIONS: list[Mutation] = [
         "test_a_job_of_somebody_else_is_not_known",
     ),
     jobs(
-        "an idempotency key belongs to a client",
+        "an Idempotency-Key belongs to a client",
         "        place = client, key\n",
         '        place = "", key\n',
         "test_an_idempotency_key_belongs_to_a_client",
