@@ -16,6 +16,7 @@ from tests.support.apps import app_in_process
 from tests.test_request import ACCEPTED, REFUSED
 from worker.body import parse_body
 from worker.errors import InvalidRequest
+from worker.keys import ApiKeys
 from worker.request import TAG_PREFIX, GenerateRequest, StrictModel
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
@@ -73,8 +74,8 @@ def assert_documented(doc: dict[str, Any], method: str, path: str, answer: TestR
     assert documented is not None, f"{answer.status_code} of {path} is not documented: {answer.text}"
     media = documented["content"].get(answer.mimetype)
     assert media is not None, f"{answer.mimetype} of {path} is not documented"
-    if path != "/health":  # who is dead does not know when to come back
-        assert set(answer.headers.keys()) >= documented.get("headers", {}).keys()
+    required = {name for name, header in documented.get("headers", {}).items() if header["required"]}
+    assert set(answer.headers.keys()) >= required
     if answer.mimetype == "text/event-stream":
         *events, done = re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)
         assert done == "[DONE]"
@@ -356,3 +357,29 @@ def test_no_room_is_what_the_document_says(app: Flask, doc: dict[str, Any], monk
     answer = client.get("/health")
     assert answer.status_code == 503
     assert_documented(doc, "get", "/health", answer)
+
+
+def test_a_server_with_keys_says_so_and_what_who_has_none_is_told() -> None:
+    with app_in_process(api_keys=ApiKeys.parse("someone:open-sesame-open-sesame")) as app:
+        app.extensions["runner"].open()
+        client = app.test_client()
+        doc = client.get("/openapi.json").get_json()  # which is open, as the page that shows it
+        validate(doc)
+        assert client.get("/docs").status_code == 200
+        assert set(doc["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+        for path, method, operation in operations(doc):
+            real = re.sub(r"\{\w+\}", "nothing", path)
+            answer = client.open(real, method=method)
+            assert (answer.status_code == 401) == ("security" in operation), path
+            assert_documented(doc, method, path, answer)
+            for headers in (
+                {"Authorization": "Bearer open-sesame-open-sesame"},
+                {"x-api-key": "open-sesame-open-sesame"},
+            ):
+                assert client.open(real, method=method, headers=headers).status_code != 401
+
+
+def test_a_server_without_keys_asks_for_none(doc: dict[str, Any]) -> None:
+    for _, _, operation in operations(doc):
+        assert "security" not in operation
+        assert "401" not in operation["responses"]

@@ -8,6 +8,7 @@ from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started
 from worker.job import Job, JobReader
 from worker.request import GenerateRequest
+from worker.web.auth import client
 from worker.web.context import IDEMPOTENCY_KEY, OF_A_JOB, context, read_body, start_jobs
 from worker.web.description import describes, path_parameter
 from worker.web.native_answers import JobCreated, JobEvent, JobState
@@ -111,7 +112,7 @@ def create_job() -> tuple[Response, int]:
 )
 def stream_existing(job_id: str) -> Response:
     """The events of a job, from the start or behind the last one that the client has."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
         return Response(mimetype="text/event-stream", headers=HEADERS)
     with context().streams.reserve() as place:
@@ -123,7 +124,7 @@ def stream_existing(job_id: str) -> Response:
 @describes("Jobs", answers={200: JobState}, raises=(UnknownJob,), parameters=(JOB_ID,))
 def show_job(job_id: str) -> Response:
     """State, usage and outcome of a job."""
-    return jsonify(_status(context().jobs.get(job_id)))
+    return jsonify(_status(context().jobs.get(job_id, client())))
 
 
 @blueprint.delete("/v1/jobs/<job_id>")
@@ -131,7 +132,7 @@ def show_job(job_id: str) -> Response:
 @describes("Jobs", answers={200: JobState}, raises=(UnknownJob,), parameters=(JOB_ID,))
 def cancel_job(job_id: str) -> Response:
     """Cancel a job. Idempotent: an ended one stays as it ended."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     job.cancel("delete")
     return jsonify(_status(job))
 

@@ -20,8 +20,10 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 from werkzeug.routing import Rule
 
-from worker.errors import NotReady
+from worker.errors import NotReady, Unauthorized
 from worker.request import StrictModel
+from worker.web.auth import OPEN_PATHS
+from worker.web.context import context
 from worker.web.description import GROUPS, Description, describes, description_of
 from worker.web.refusals import refusal_body
 
@@ -44,8 +46,24 @@ body null asks for the default. A body has at most 10,000 values and 32 levels.
 A stream is Server-Sent Events. Each `data:` is JSON, the last one is `[DONE]`, and the one before it says how it \
 ended. A line that begins with a colon says that the server is still there."""
 
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
-_ALLOW = {"Allow": {"description": "The methods that the path has.", "schema": {"type": "string"}}}
+_ABOUT_KEY = "Where the server has keys (ENDSTOP_API_KEYS)"
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": f"{_ABOUT_KEY}: as OpenAI's clients send one."},
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": f"{_ABOUT_KEY}: as Anthropic's clients send one.",
+    },
+}
+_HEADERS = {
+    "Retry-After": (
+        (429, 503),
+        {"description": "Seconds to wait.", "schema": {"type": "string", "pattern": "^[0-9]+$"}},
+    ),
+    "Allow": ((405,), {"description": "The methods that the path has.", "schema": {"type": "string"}}),
+    "WWW-Authenticate": ((401,), {"description": "How to send a key.", "schema": {"const": "Bearer"}}),
+}
 
 
 class Document(TypedDict):
@@ -78,7 +96,8 @@ def openapi() -> Response:
     """This document."""
     data = current_app.extensions.get(EXTENSION)
     if data is None:  # two requests may both make it, and make the same
-        data = current_app.extensions[EXTENSION] = json.dumps(document(current_app), indent=1).encode("ascii")
+        made = document(current_app, needs_key=bool(context().settings.api_keys))
+        data = current_app.extensions[EXTENSION] = json.dumps(made, indent=1).encode("ascii")
     return Response(data, mimetype="application/json")
 
 
@@ -89,9 +108,13 @@ def docs() -> Response:
     return Response(_PAGE, mimetype="text/html", headers={"Content-Security-Policy": _POLICY})
 
 
-def document(app: Flask) -> Document:
-    """The OpenAPI document of every route that describes itself."""
-    routes = _routes(app)
+def document(app: Flask, *, needs_key: bool = False) -> Document:
+    """The OpenAPI document of every route that describes itself.
+
+    Args:
+        needs_key: Whether clients have API keys.
+    """
+    routes = _routes(app, needs_key)
     schema_of, components = _schemas(dict.fromkeys(kind for route in routes for kind in _types(route)))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -101,7 +124,7 @@ def document(app: Flask) -> Document:
         "info": {"title": "Endstop", "version": "1", "description": _ABOUT},
         "tags": [{"name": name, "description": about} for name, about in GROUPS.items()],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": _KEYS},
     }
 
 
@@ -114,19 +137,20 @@ class _Route:
     doc: str
     description: Description
     alias_of: str | None
+    needs_key: bool
 
     @property
     def refusals(self) -> dict[int, list[str]]:
         """What may be answered in place of an answer, in words, by status."""
         found: dict[int, list[str]] = {405: ["The path has no such method."]}
-        for error in (*self.description.raises, NotReady):
+        for error in (*self.description.raises, NotReady, *((Unauthorized,) if self.needs_key else ())):
             about = (getdoc(error) or "").partition("\n")[0]
             if about not in found.setdefault(error.status, []):
                 found[error.status].append(about)
         return found
 
 
-def _routes(app: Flask) -> list[_Route]:
+def _routes(app: Flask, needs_key: bool) -> list[_Route]:
     """Every route that describes itself, those of a group beside each other."""
     # The decorator of a view's first path is the last to run.
     first_paths = {rule.endpoint: _template(rule) for rule in app.url_map.iter_rules()}
@@ -136,8 +160,9 @@ def _routes(app: Flask) -> list[_Route]:
         description = description_of(view)
         if description is not None:
             path, first = _template(rule), first_paths[rule.endpoint]
+            alias_of, is_closed = None if path == first else first, needs_key and path not in OPEN_PATHS
             for method in sorted((rule.methods or set()) - _UNTOLD_METHODS):
-                found.append(_Route(path, method, getdoc(view) or "", description, None if path == first else first))
+                found.append(_Route(path, method, getdoc(view) or "", description, alias_of, is_closed))
     groups = list(GROUPS)
     return sorted(found, key=lambda route: (groups.index(route.description.group), route.alias_of is not None))
 
@@ -200,6 +225,8 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "parameters": list(description.parameters),
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
+    if route.needs_key:
+        operation["security"] = [{name: []} for name in _KEYS]
     same = f"Another name of `{route.alias_of}`.\n\n" if route.alias_of else ""
     if about := (same + more).strip():
         operation["description"] = about
@@ -228,8 +255,8 @@ def _content(kind: Any, schema_of: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _add_refusal(answers: dict[int, dict[str, Any]], status: int, about: str, schema: dict[str, Any]) -> None:
-    headers = _RETRY_AFTER if status in (429, 503) else _ALLOW if status == 405 else {}
     own = answers.get(status)
+    headers = {name: {**header, "required": own is None} for name, (at, header) in _HEADERS.items() if status in at}
     if own is not None:  # a probe says in its own words what it may be refused for too
         about = f"{own['description']} {about}"
         schema = {"anyOf": [own["content"]["application/json"]["schema"], schema]}
