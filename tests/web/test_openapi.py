@@ -26,6 +26,7 @@ from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 PROMPT = {"prompt": "hello", "max_tokens": 3, "temperature": 0}
+KEY = "open-sesame-open-sesame"
 CHAT = {"messages": HELLO, "max_tokens": 3, "temperature": 0}
 
 
@@ -360,7 +361,7 @@ def test_no_room_is_what_the_document_says(app: Flask, doc: dict[str, Any], monk
 
 
 def test_a_server_with_keys_says_so_and_what_who_has_none_is_told() -> None:
-    with app_in_process(api_keys=ApiKeys.parse("someone:open-sesame-open-sesame")) as app:
+    with app_in_process(api_keys=ApiKeys.parse(f"someone:{KEY}")) as app:
         app.extensions["runner"].open()
         client = app.test_client()
         doc = client.get("/openapi.json").get_json()  # which is open, as the page that shows it
@@ -372,10 +373,7 @@ def test_a_server_with_keys_says_so_and_what_who_has_none_is_told() -> None:
             answer = client.open(real, method=method)
             assert (answer.status_code == 401) == ("security" in operation), path
             assert_documented(doc, method, path, answer)
-            for headers in (
-                {"Authorization": "Bearer open-sesame-open-sesame"},
-                {"x-api-key": "open-sesame-open-sesame"},
-            ):
+            for headers in ({"Authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}):
                 assert client.open(real, method=method, headers=headers).status_code != 401
 
 
