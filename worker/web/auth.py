@@ -9,8 +9,8 @@ from flask import Flask, g, request
 from worker.errors import Unauthorized
 from worker.keys import ApiKeys
 
-# Platforms that start and stop the server ask these, and they say nothing of what is served to whom. Everything else
-# needs a key, where there are keys: also what does not exist, and /metrics, which monitors can send one to.
+# Platforms that start and stop the server ask these, and they say nothing of anybody's requests. Everything else needs
+# a key, where there are keys: also what does not exist, and /metrics, which monitors can send one to.
 OPEN_PATHS = ("/health", "/ready", "/v1/ready")
 
 
