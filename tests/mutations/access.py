@@ -10,6 +10,7 @@ auth = taking_from("worker/web/auth.py", "tests/web/test_auth.py")
 app = taking_from("app.py", "tests/web/test_cors.py")
 jobs = taking_from("worker/jobs.py", "tests/web/test_auth.py")
 cors = taking_from("worker/web/cors.py", "tests/web/test_cors.py")
+request = taking_from("worker/request.py", "tests/test_request.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
 
@@ -146,6 +147,12 @@ MUTATIONS: list[Mutation] = [
         '            response.vary.add("Origin")\n',
         "            pass\n",
         "test_another_page_may_not",
+    ),
+    request(
+        "a conversation has so many messages",
+        "Field(min_length=1, max_length=MAX_MESSAGES)",
+        "Field(min_length=1)",
+        "test_two_thousand_messages_are_accepted_and_no_more_than_openai_takes",
     ),
     log(
         "what is no request is not repeated in the log",
