@@ -5,30 +5,28 @@ matcher of its own, which has seen exactly the tokens of its output; so it survi
 A fault of one ends its own row.
 
 llguidance compiles a grammar and walks it. To find the next tokens takes it some microseconds, now and then some
-milliseconds, without the GIL: a thread does it while the model computes. Clients write the grammars: limits are set
-here, what is beyond them or makes no sense is a refusal with llguidance's own words, and a panic of it is no different.
+milliseconds, without the GIL: a thread does it while the model computes. Clients write the grammars, so each is tried
+in another process first (vet.py); what makes no sense is refused in llguidance's own words.
 """
 
-import re
-from collections import deque
+from collections import OrderedDict, deque
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher
 
+from worker.engine.matcher import find_mask, new_matcher, new_vocabulary, reason_of
 from worker.engine.panics import without_panics
 from worker.engine.tokenizer import Tokenizer
+from worker.engine.vet import Vetter
 from worker.errors import FieldError, InferenceFailed, InvalidRequest
 from worker.streams.native import new_lock, start_thread
 from worker.streams.wakeup import ThreadWaiter
 from worker.structure import Structure
 
-_LIMITS = LLParserLimits(verbose_errors=False)
-# Behind the grammar, where it overrides what is before. What can go on in one way only would be cut into tokens by the
-# tokenizer and the first one forced. So it is left to the model which of the tokens that spell it to take.
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+# Grammars that need not be tried again: most clients send the same one again and again.
+NUM_VETTED = 256
 # Long beyond what the limits let anything take.
 MASK_LIMIT_S = 10.0
 IDLE_TICK_S = 60.0
-_MAX_REASON_CHARACTERS = 300
 
 
 class Constraint:
@@ -74,16 +72,11 @@ class Constraint:
             self._is_found.release()
 
     def _find(self) -> bytes:
-        mask = bytearray(self._matcher.compute_bitmask())
-        if self._matcher.is_error():  # of which the mask says nothing: it allows the end
-            raise RuntimeError(reason_of(self._matcher.get_error()))
-        for token_id in (*self._shut_ids, self._vocab_size):
+        mask = find_mask(self._matcher, self._vocab_size)
+        for token_id in self._shut_ids:
             mask[token_id // 8] &= ~(1 << token_id % 8)
         self._can_end = self._matcher.is_accepting()
-        is_shut = mask.count(0) == len(mask)
-        self.is_complete = is_shut and self._can_end
-        if is_shut and not self._can_end:
-            raise RuntimeError("the grammar allows no token of this model here")
+        self.is_complete = self._can_end and mask.count(0) == len(mask)
         if self._can_end:
             for end_id in self._end_ids:
                 mask[end_id // 8] |= 1 << end_id % 8
@@ -117,7 +110,7 @@ class Constraint:
             self.is_complete = True
             return
         if not self._matcher.consume_token(token_id):
-            raise InferenceFailed(f"the answer cannot go on in its grammar: {reason_of(self._matcher.get_error())}")
+            raise InferenceFailed(f"the answer cannot go on in its grammar: {reason_of(self._matcher)}")
         self._shut_ids = []
         self.is_complete = self._matcher.is_stopped()
         if is_end and not self._matcher.is_accepting():
@@ -157,73 +150,54 @@ class MaskThread:
             self._waiter.wait(IDLE_TICK_S)
 
 
-class _Vocabulary:
-    """The model's tokens as llguidance reads them, which takes it for a `TokenizerWrapper`."""
-
-    is_tokenizer_wrapper = True
-    # It makes one of its own behind the last token. A model may have several, and a grammar may name them.
-    eos_token_id = None
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: frozenset[int]) -> None:
-        self.tokens = [tokenizer.spell_bytes(token_id) for token_id in range(vocab_size)]
-        # Those that end an answer have no text in it, whatever the tokenizer says.
-        self.special_token_ids = [i for i in sorted(tokenizer.special_ids | end_ids) if i < vocab_size]
-
-    def __call__(self, text: object) -> list[int]:
-        raise NotImplementedError("nothing is forced, so nothing is cut into tokens")
-
-
 class GrammarCompiler:
     """Compiles grammars for the tokens of one model. One thread at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: frozenset[int]) -> None:
+        """Read the vocabulary.
+
+        Args:
+            tokenizer: One whose tokens spell the same wherever they stand.
+            vocab_size: How many tokens the model has.
+            end_ids: Those that end an answer. They have no text in it, whatever the tokenizer says.
+        """
+        tokens = [tokenizer.spell_bytes(token_id) for token_id in range(vocab_size)]
+        special_ids = sorted(i for i in tokenizer.special_ids | end_ids if i < vocab_size)
+        self._vocabulary = new_vocabulary(tokens, special_ids)
+        self._vetter = Vetter(tokens, special_ids)
+        self._vetted: OrderedDict[str, None] = OrderedDict()
         self._vocab_size = vocab_size
-        self._end_ids = eos_ids
-        self._vocabulary: LLTokenizer | None = None
-        self._not_first_ids: list[int] = []
+        self._end_ids = end_ids
+        self._not_first_ids = [i for i, token in enumerate(tokens) if tokenizer.drops_first_space and token[:1] == b" "]
 
     def compile(self, structure: Structure) -> Constraint:
         """A row's place at the beginning of a grammar, with its first mask.
 
         Raises:
-            InvalidRequest: It cannot be compiled, it holds no text, or the model's tokenizer does not do.
+            InvalidRequest: It cannot be compiled, or not within the limits, or it holds no text.
+            InferenceFailed: It cannot be tried.
         """
-        if self._tokenizer.drops_first_space is None:
-            message = (
-                "is not possible with this model: what its tokens spell depends on those around them; leave it out"
-            )
-            raise InvalidRequest([FieldError(structure.field, "not_supported", message)])
         try:
-            matcher = self._matcher(structure)
-            reason = reason_of(matcher.get_error())
-            constraint = Constraint(matcher, self._vocab_size, self._end_ids, self._not_first_ids)
-            if not reason:
+            reason = "" if structure.grammar in self._vetted else self._vetter.why_not(structure.grammar)
+        except OSError as error:
+            raise InferenceFailed(f"grammars cannot be tried on this server ({type(error).__name__})") from error
+        if not reason:
+            self._vetted[structure.grammar] = None
+            self._vetted.move_to_end(structure.grammar)
+            while len(self._vetted) > NUM_VETTED:
+                self._vetted.popitem(last=False)
+            try:
+                constraint = Constraint(
+                    self._matcher(structure.grammar), self._vocab_size, self._end_ids, self._not_first_ids
+                )
                 constraint.begin()
                 constraint.find()
                 constraint.wait()
-        except (RuntimeError, InferenceFailed) as error:
-            reason = str(error)
-        if reason:
-            raise InvalidRequest([FieldError(structure.field, "structure", f"makes no grammar: {reason}")])
-        return constraint
+                return constraint
+            except (RuntimeError, InferenceFailed) as error:
+                reason = str(error)
+        raise InvalidRequest([FieldError(structure.field, "structure", f"cannot be kept to: {reason}")])
 
     @without_panics("llguidance")
-    def _matcher(self, structure: Structure) -> LLMatcher:
-        if self._vocabulary is None:
-            tokens = _Vocabulary(self._tokenizer, self._vocab_size, self._end_ids)
-            if self._tokenizer.drops_first_space:
-                self._not_first_ids = [i for i, token in enumerate(tokens.tokens) if token.startswith(b" ")]
-            self._vocabulary = LLTokenizer(tokens)
-        return LLMatcher(self._vocabulary, structure.grammar + _OPTIONS, log_level=0, limits=_LIMITS)
-
-
-_EXCERPT = re.compile(r"^ +\d+ \| |^<", re.MULTILINE)  # of the grammar, or of the stack
-
-
-def reason_of(error: str) -> str:
-    """What llguidance says is wrong, in a line; empty if nothing is."""
-    excerpt = _EXCERPT.search(error)
-    reason = " ".join((error[: excerpt.start()] if excerpt else error).split())
-    return reason if len(reason) <= _MAX_REASON_CHARACTERS else reason[:_MAX_REASON_CHARACTERS] + "..."
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return new_matcher(self._vocabulary, grammar)

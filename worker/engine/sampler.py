@@ -88,9 +88,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     masks, complete = _masks(rows, failures)
     is_open = is_usable
     if masks:
-        members = upload(list(masks), torch.int64, logits.device)
+        shut_in = upload(list(masks), torch.int64, logits.device)
         allowed = _bits(upload_bytes(list(masks.values()), logits.device), logits.shape[-1])
-        logits[members] = torch.where(allowed, logits[members], float("-inf"))
+        logits[shut_in] = torch.where(allowed, logits[shut_in], float("-inf"))
         is_open = logits.amax(dim=-1) > float("-inf")
         logits = torch.where(is_open[:, None], logits, 0.0)
 
@@ -257,10 +257,11 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
         # Between the two its shares are of more tokens than are looked at, and of fewer than all.
         if top_k <= NUM_LIKELIEST or top_k >= vocab_size:
             # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
-            likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
+            # None that is excluded: where a grammar leaves fewer than are looked at, those would be all of the others.
+            likeliest = ((scaled[i] >= least[i]) & (scaled[i] > float("-inf"))).nonzero()[:, 0]
             some = scaled[row, likeliest], probs[row, likeliest]
             chosen, are_all = _draw_sorted(*some, params[row], points[row])
-            chosen, is_certain = likeliest[chosen], bool(are_all)
+            chosen, is_certain = likeliest[chosen], bool(are_all) or least[i] == float("-inf")
         if not is_certain:
             chosen, _ = _draw_sorted(scaled[row], probs[row], params[row], points[row])
         drawn.append(chosen)

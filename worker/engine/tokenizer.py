@@ -159,7 +159,7 @@ class Tokenizer:
 
     def spell_bytes(self, token_id: int) -> bytes:
         """The same as bytes alone. Any thread: it changes nothing."""
-        token = self._token_of_id(token_id)
+        token: str | None = self._token_of_id(token_id)
         if token is None:  # a row of the embedding without a token behind it
             return b""
         if token_id in self._special_ids:
