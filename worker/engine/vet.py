@@ -35,6 +35,17 @@ PATIENCE_S = 30.0
 # Some grammars compile and can hardly be walked.
 NUM_STEPS = 16
 
+_TOO_SLOW = f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
+_TOO_DEEP = "it is nested too deeply, or its references are; make it simpler"
+_TOO_LARGE = f"it takes more than {LIMIT_BYTES // 2**20} MiB to compile; make it simpler"
+# What a grammar has done to the process, by the signal that it died of.
+_DEATHS = {
+    signal.SIGPROF: _TOO_SLOW,
+    signal.SIGSEGV: _TOO_DEEP,
+    signal.SIGBUS: _TOO_DEEP,
+    signal.SIGABRT: _TOO_LARGE,  # of Rust
+    0: _TOO_LARGE,  # of Python
+}
 _ROOT = str(Path(__file__).resolve().parents[2])
 _LENGTH = struct.Struct("<I")
 
@@ -52,15 +63,21 @@ class Vetter:
         """What is wrong with a grammar; empty if nothing is.
 
         Raises:
-            OSError: The process cannot be started.
+            OSError: The process cannot be started, or was ended by somebody else.
         """
         if not self._pid:
             self._start()
         try:
             self._write(grammar.encode())
             return self._read().decode()
+        except TimeoutError:
+            self._stop()
+            return _TOO_SLOW
         except EOFError:
-            return _why_dead(self._stop())
+            reason = _DEATHS.get(self._stop())
+            if reason is None:
+                raise OSError("the process that tries grammars was ended") from None
+            return reason
 
     def __del__(self) -> None:
         if self._pid and not sys.is_finalizing():  # with this process its input ends, and with that it does
@@ -79,7 +96,7 @@ class Vetter:
         self._write(self._vocabulary)
 
     def _stop(self) -> int:
-        """End the process. Returns the signal that it died of."""
+        """End the process. Returns the signal that it died of, or 0 if it went by itself."""
         os.close(self._to)
         os.close(self._from)
         try:
@@ -106,25 +123,19 @@ class Vetter:
         poll.register(self._from)
         data = b""
         while len(data) < num_bytes:
-            piece = os.read(self._from, num_bytes - len(data)) if poll.poll(PATIENCE_S * 1e3) else b""
+            if not poll.poll(PATIENCE_S * 1e3):
+                raise TimeoutError
+            piece = os.read(self._from, num_bytes - len(data))
             if not piece:
                 raise EOFError
             data += piece
         return data
 
 
-def _why_dead(number: int) -> str:
-    """What to say of a grammar that has killed the process, by the signal."""
-    if number == signal.SIGPROF:
-        return f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
-    if number == signal.SIGSEGV:
-        return "it is nested too deeply, or its references are; make it simpler"
-    return f"it takes more than {LIMIT_BYTES // 2**20} MiB or {PATIENCE_S:g} s to compile; make it simpler"
-
-
 def main(source: BinaryIO, target: BinaryIO) -> None:
     """Answer until there are no more questions."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for the server
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or a platform, meant for the server
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokens, special_ids = pickle.loads(_next(source))
     vocabulary = new_vocabulary(tokens, special_ids)
