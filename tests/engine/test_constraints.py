@@ -648,6 +648,26 @@ def test_a_grammar_cannot_have_tokens_forced(compiler: GrammarCompiler) -> None:
     assert allowed(constraint) == {i for i in range(VOCAB_SIZE) if TOKENIZER.spell_bytes(i) in (b"t", b"th", b"the")}
 
 
+def too_many_patterns(number: int) -> str:
+    """To say in which texts all of them are takes time and memory that grow with two to the power of their number."""
+    return "start: X\nX: " + " & ".join(f"/a{{{i}}}.*b{{{i}}}/" for i in range(1, number))
+
+
+@pytest.mark.slow
+def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.vet.LIMIT_S", 0.2)
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
+    assert "more than 0.2 s" in refusal(compiler, too_many_patterns(24))
+    assert compiled(compiler, 'start: "a"')
+
+
+@pytest.mark.slow
+def test_a_grammar_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.vet.LIMIT_S", 60)
+    monkeypatch.setattr("worker.engine.vet.LIMIT_BYTES", 32 * 2**20)
+    assert "more than 32 MiB" in refusal(GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset()), too_many_patterns(24))
+
+
 def test_a_process_that_somebody_ends_is_no_fault_of_the_grammar() -> None:
     compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
     assert compiled(compiler, 'start: "a"')

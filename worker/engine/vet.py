@@ -35,17 +35,6 @@ PATIENCE_S = 30.0
 # Some grammars compile and can hardly be walked.
 NUM_STEPS = 16
 
-_TOO_SLOW = f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
-_TOO_DEEP = "it is nested too deeply, or its references are; make it simpler"
-_TOO_LARGE = f"it takes more than {LIMIT_BYTES // 2**20} MiB to compile; make it simpler"
-# What a grammar has done to the process, by the signal that it died of.
-_DEATHS = {
-    signal.SIGPROF: _TOO_SLOW,
-    signal.SIGSEGV: _TOO_DEEP,
-    signal.SIGBUS: _TOO_DEEP,
-    signal.SIGABRT: _TOO_LARGE,  # of Rust
-    0: _TOO_LARGE,  # of Python
-}
 _ROOT = str(Path(__file__).resolve().parents[2])
 _LENGTH = struct.Struct("<I")
 
@@ -72,12 +61,12 @@ class Vetter:
             return self._read().decode()
         except TimeoutError:
             self._stop()
-            return _TOO_SLOW
+            reason = _reason_for(signal.SIGPROF)
         except EOFError:
-            reason = _DEATHS.get(self._stop())
-            if reason is None:
-                raise OSError("the process that tries grammars was ended") from None
-            return reason
+            reason = _reason_for(self._stop())
+        if reason is None:
+            raise OSError("the process that tries grammars was ended")
+        return reason
 
     def __del__(self) -> None:
         if self._pid and not sys.is_finalizing():  # with this process its input ends, and with that it does
@@ -86,7 +75,7 @@ class Vetter:
     def _start(self) -> None:
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        arguments = [sys.executable, "-m", "worker.engine.vet"]
+        arguments = [sys.executable, "-m", "worker.engine.vet", str(LIMIT_S), str(LIMIT_BYTES)]
         environment = os.environ | {"PYTHONPATH": _ROOT, "MALLOC_ARENA_MAX": "1"}  # each arena looks like 64 MiB
         try:
             self._pid = native_spawn(arguments, environment, theirs_out, theirs_in)
@@ -132,7 +121,19 @@ class Vetter:
         return data
 
 
-def main(source: BinaryIO, target: BinaryIO) -> None:
+def _reason_for(number: int) -> str | None:
+    """What a grammar has done to the process, by the signal that it died of. None: it was not the grammar."""
+    match number:
+        case signal.SIGPROF:
+            return f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
+        case signal.SIGSEGV | signal.SIGBUS:
+            return "it is nested too deeply, or its references are; make it simpler"
+        case signal.SIGABRT | 0:  # Rust and Python where there is no memory
+            return f"it takes more than {LIMIT_BYTES // 2**20} MiB to compile; make it simpler"
+    return None
+
+
+def main(source: BinaryIO, target: BinaryIO, limit_s: float, limit_bytes: int) -> None:
     """Answer until there are no more questions."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or a platform, meant for the server
         signal.signal(number, signal.SIG_IGN)
@@ -142,11 +143,11 @@ def main(source: BinaryIO, target: BinaryIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what a runtime says of its end is no news
     with open("/proc/self/statm") as statm:
         num_bytes = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (num_bytes + LIMIT_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (num_bytes + limit_bytes,) * 2)
     threading.stack_size(STACK_BYTES)
     while grammar := _next(source).decode():
         reasons: list[str] = []
-        signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # nobody handles it: it kills
+        signal.setitimer(signal.ITIMER_PROF, limit_s)  # nobody handles it: it kills
         thread = threading.Thread(target=_try, args=(vocabulary, grammar, len(tokens), reasons))
         thread.start()
         thread.join()
@@ -182,4 +183,4 @@ def _try(vocabulary: LLTokenizer, grammar: str, vocab_size: int, reasons: list[s
 
 
 if __name__ == "__main__":
-    main(sys.stdin.buffer, sys.stdout.buffer)
+    main(sys.stdin.buffer, sys.stdout.buffer, float(sys.argv[1]), int(sys.argv[2]))
