@@ -64,7 +64,6 @@ APIS = [
             "service_tier": "there is one",
             "verbosity": "the model has no such control",
             "reasoning_effort": "the model has no such control",
-            "response_format": "not yet",
             "tools": "not yet",
             "tool_choice": "not yet",
             "parallel_tool_calls": "not yet",

@@ -10,13 +10,16 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from worker.answer import PLAIN
 from worker.body import shorten
+from worker.engine.constraints import Constraint
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
+from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
 from worker.prompts import PromptEncoder, check_fits, check_min_tokens, check_tokens, max_tokens_of
 from worker.request import GenerateRequest
@@ -25,6 +28,7 @@ from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge,
 from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Wakeup
+from worker.structure import structure_of
 
 
 class Jobs:
@@ -39,6 +43,7 @@ class Jobs:
         self._keys_lock = new_lock()
         self._keyed: dict[tuple[str, str], tuple[list[Job], bytes]] = {}  # by client and idempotency key
         self._encoder = PromptEncoder()
+        self._grammars = Grammars()
 
     def start_once(
         self,
@@ -70,7 +75,9 @@ class Jobs:
             known = self._known(place)
         if known is None:
             # Outside of the lock, which greenlets wait for natively: a long prompt would stop everybody.
-            admitted = [self._admit(request, client, on_disconnect, default_max_tokens) for request in requests]
+            admitted = [
+                self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
+            ]
             with self._keys_lock:
                 known = self._known(place)
                 if known is None:
@@ -116,7 +123,9 @@ class Jobs:
             InvalidRequest: One can never fit, its deadline is above the server's, or there are too many.
         """
         self._check_number(len(requests) * num_choices)
-        admitted = [self._admit(request, client, on_disconnect, default_max_tokens) for request in requests]
+        admitted = [
+            self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
+        ]
         return self._launch_all(admitted, client, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
@@ -135,7 +144,12 @@ class Jobs:
         return jobs
 
     def _admit(
-        self, request: GenerateRequest, client: str, on_disconnect: OnDisconnect, default_max_tokens: int | None
+        self,
+        request: GenerateRequest,
+        client: str,
+        on_disconnect: OnDisconnect,
+        num_choices: int,
+        default_max_tokens: int | None,
     ) -> "_Admitted":
         self._engine.check_room(client)  # before the work of encoding
         model = self._engine.model
@@ -144,7 +158,9 @@ class Jobs:
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
         check_min_tokens(request, max_tokens)
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer)
+        structure = structure_of(request, PLAIN)
+        constraints = [self._grammars.constraint(structure, model) for _ in range(num_choices)] if structure else []
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, constraints)
 
     def _make(
         self, admitted: "_Admitted", client: str, on_disconnect: OnDisconnect, choice: int
@@ -174,6 +190,7 @@ class Jobs:
             deadlines=admitted.deadlines,
             narrator=narrator,
             client=client,
+            constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
         job = Job(started, sequence, source, self._engine, self._wakeup, request.on_disconnect or on_disconnect)
@@ -269,3 +286,4 @@ class _Admitted:
     max_tokens: int
     deadlines: Deadlines
     tokenizer: Tokenizer
+    constraints: list[Constraint]  # one for each choice, or none

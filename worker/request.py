@@ -6,9 +6,10 @@ bytes. Pure: no I/O, any thread.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 100
@@ -16,6 +17,7 @@ MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
 MAX_MESSAGES = 2048  # OpenAI's
+MAX_CHOICE_CHARACTERS = 1000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _ListOfStops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
@@ -29,6 +31,7 @@ TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Choice = Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,34 @@ class Message(StrictModel):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
+class JsonSchema(StrictModel):
+    """OpenAI's `response_format.json_schema`. A schema is always kept to, whatever `strict` says."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None  # for the caller's own records: the model is shown neither this nor the schema
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]  # pydantic has the name for itself
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema_where_it_needs_one(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("json_schema", "json_schema goes with type 'json_schema' and with no other")
+        return self
+
+
+# How a request says what form its answer must have.
+STRUCTURES = ("response_format", "regex", "choice", "grammar")
+# What would cut such an answer, or keep it from ending.
+_CUTS = ("stop", "stop_token_ids", "ignore_eos", "min_tokens")
+
+
 class SamplingFields(StrictModel):
     """The fields that every generating route shares."""
 
@@ -142,6 +173,25 @@ class SamplingFields(StrictModel):
     """Whether the answer goes on behind the model's own end."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     """Before so many tokens nothing ends the answer but its limit."""
+    response_format: ResponseFormat | None = None
+    """What the answer has to be: any text, a JSON object, or JSON that fits a schema."""
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    """A regular expression, in Rust's syntax, that the whole answer matches."""
+    choice: Annotated[list[Choice], Field(min_length=1)] | None = None
+    """Texts of which the answer is one."""
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+    """A grammar, in llguidance's Lark, of which the answer is a text."""
+
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        given = [name for name in STRUCTURES if name in data and data[name] != {"type": "text"}]
+        if len(given) > 1:
+            return [f"give at most one of {', '.join(STRUCTURES)}, and not {' and '.join(given)}"]
+        return [
+            f"{name} does not go with {given[0]}: it could cut the answer or keep it from ending; leave one of them out"
+            for name in _CUTS
+            if given and data.get(name)
+        ]
 
     def sampling(self, max_tokens: int) -> SamplingParams:
         """The validated parameters, with the limit that the context leaves."""
@@ -201,6 +251,7 @@ class GenerateRequest(SamplingFields):
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
         if ("prompt" in data) == ("messages" in data):
-            return ["give either prompt or messages, one of them and not both"]
-        return []
+            found.append("give either prompt or messages, one of them and not both")
+        return found
