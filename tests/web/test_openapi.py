@@ -13,6 +13,7 @@ from openapi_spec_validator import validate
 from werkzeug.test import TestResponse
 
 from tests.support.apps import app_in_process
+from tests.support.servers import RawStream, Server
 from tests.test_request import ACCEPTED, REFUSED
 from worker.body import parse_body
 from worker.errors import InvalidRequest
@@ -381,3 +382,21 @@ def test_a_server_without_keys_asks_for_none(doc: dict[str, Any]) -> None:
     for _, _, operation in operations(doc):
         assert "security" not in operation
         assert "401" not in operation["responses"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+def test_what_the_server_refuses_by_itself_is_what_the_document_says(
+    gated: Server, doc: dict[str, Any], path: str
+) -> None:
+    """Before it knows the route: its own shape has the fields of every route's."""
+    for query, headers, status in (
+        ("?" + "x" * 5000, {}, 414),
+        ("", {"X": "x" * 10_000}, 431),
+        ("", {"X\0": "x"}, 400),
+    ):
+        with RawStream(gated, "GET", path + query, **headers) as stream:
+            assert stream.head()[0] == status
+            body = json.loads(stream.read_until(b"}\n"))
+        schema = doc["paths"][path]["get"]["responses"][str(status)]["content"]["application/json"]["schema"]
+        assert problems(doc, schema, body) == []

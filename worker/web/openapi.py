@@ -56,6 +56,13 @@ _KEYS = {
         "description": f"{_ABOUT_KEY}: as Anthropic's clients send one.",
     },
 }
+# What the server says before it knows the route, and to other methods of it.
+_ON_EVERY_ROUTE = {
+    400: "The request is no valid HTTP.",
+    405: "The path has no such method.",
+    414: "The path and its query are too long.",
+    431: "The headers are too large.",
+}
 _HEADERS = {
     "Retry-After": (
         (429, 503),
@@ -142,7 +149,7 @@ class _Route:
     @property
     def refusals(self) -> dict[int, list[str]]:
         """What may be answered in place of an answer, in words, by status."""
-        found: dict[int, list[str]] = {405: ["The path has no such method."]}
+        found = {status: [about] for status, about in _ON_EVERY_ROUTE.items()}
         for error in (*self.description.raises, NotReady, *((Unauthorized,) if self.needs_key else ())):
             about = (getdoc(error) or "").partition("\n")[0]
             if about not in found.setdefault(error.status, []):
