@@ -16,6 +16,7 @@ MAX_STOP_CHARACTERS = 100
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
+MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -105,7 +106,7 @@ class Message(StrictModel):
         return "".join(part.text for part in self.content)
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class JsonSchema(StrictModel):

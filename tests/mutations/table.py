@@ -1,6 +1,6 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, structure, wakeups, web
+from tests.mutations import access, channels, clients, engine, faults, jobs, process, steps, structure, wakeups, web
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -12,6 +12,7 @@ MUTATIONS: list[Mutation] = [
     *jobs.MUTATIONS,
     *structure.MUTATIONS,
     *web.MUTATIONS,
+    *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]
