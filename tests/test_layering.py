@@ -33,7 +33,7 @@ FLASK = {"flask", "werkzeug", "gunicorn"}
 
 # In the room of torch, and without it.
 TORCH_FREE = {"admission", "supervisor", "delivery", "endings", "scheduler", "sequence", "kv_cache"}
-TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs"}
+TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs", "conversation"}
 
 
 def module_of(path: Path) -> str:
