@@ -29,9 +29,9 @@ repeatable = settings(derandomize=True, database=None, deadline=None, max_exampl
 THINK = ("<think>", "</think>")
 NAMES = frozenset({"weather", "time"})
 HERMES = AnswerFormat(calls=CallFormat.HERMES, tool_names=NAMES)
-LLAMA3 = AnswerFormat(calls=CallFormat.LLAMA3, tool_names=NAMES, special_marks=frozenset({"<|python_tag|>"}))
+LLAMA3 = AnswerFormat(calls=CallFormat.LLAMA3, tool_names=NAMES, special_marks={"<|python_tag|>": 5})
 MISTRAL = AnswerFormat(
-    calls=CallFormat.MISTRAL, tool_names=NAMES, special_marks=frozenset({"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"})
+    calls=CallFormat.MISTRAL, tool_names=NAMES, special_marks={"[TOOL_CALLS]": 5, "[ARGS]": 6, "[CALL_ID]": 7}
 )
 THINKING = AnswerFormat(reasoning=THINK)
 FORMATS = {
@@ -379,16 +379,20 @@ def test_logprobs_of_a_character_of_several_tokens() -> None:
         (templates.DEEPSEEK_R1, CallFormat.HERMES, THINK),
         (templates.LLAMA3, CallFormat.LLAMA3, None),
         (templates.MISTRAL_V3, CallFormat.MISTRAL, None),
-        (templates.MAGISTRAL, CallFormat.MISTRAL, ("[THINK]", "[/THINK]")),
+        (templates.MAGISTRAL, CallFormat.MISTRAL_NAMED, ("[THINK]", "[/THINK]")),
         (templates.QWEN3_CODER, None, None),
     ],
 )
 def test_a_format_is_found_from_the_template(template: str | None, calls: Any, reasoning: Any) -> None:
-    format = answer_format_of(template, ["<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "<|python_tag|>"])
+    special = ["<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "[THINK]", "<|python_tag|>"]
+    format = answer_format_of(template, {mark: i for i, mark in enumerate(special)})
     assert (format.calls, format.reasoning) == (calls, reasoning)
-    assert format.special_marks <= {"[TOOL_CALLS]", "[ARGS]", "[THINK]", "<|python_tag|>"}
-    assert ("[ARGS]" in format.special_marks) == (calls is CallFormat.MISTRAL)
-    assert ("[THINK]" in format.special_marks) == (template == templates.MAGISTRAL)
+    marks = {
+        templates.LLAMA3: {"<|python_tag|>": 4},
+        templates.MISTRAL_V3: {"[TOOL_CALLS]": 1, "[ARGS]": 2},
+        templates.MAGISTRAL: {"[TOOL_CALLS]": 1, "[ARGS]": 2, "[THINK]": 3},
+    }
+    assert format.special_marks == marks.get(template or "", {})
 
 
 def request(**fields: Any) -> GenerateRequest:
@@ -397,14 +401,15 @@ def request(**fields: Any) -> GenerateRequest:
 
 def test_a_request_gets_what_it_asks_for() -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
-    model = answer_format_of(templates.MAGISTRAL, ["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"])
+    special = {"[TOOL_CALLS]": 1, "[ARGS]": 2, "[THINK]": 3, "[/THINK]": 4}
+    model = answer_format_of(templates.MAGISTRAL, special)
     asked = model.of_request(request(tools=tools, parallel_tool_calls=False), "")
-    assert (asked.calls, asked.tool_names, asked.has_many_calls) == (CallFormat.MISTRAL, frozenset({"weather"}), False)
-    assert asked.special_marks == {"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"}
+    assert (asked.calls, set(asked.tool_names), asked.has_many_calls) == (CallFormat.MISTRAL_NAMED, {"weather"}, False)
+    assert asked.special_marks == special
     for other in (request(), request(tools=tools, tool_choice="none")):
         plain = model.of_request(other, "")
         assert (plain.calls, plain.reasoning) == (None, ("[THINK]", "[/THINK]"))
-        assert plain.special_marks == {"[THINK]", "[/THINK]"}
+        assert plain.special_marks == {"[THINK]": 3, "[/THINK]": 4}
     assert model.of_request(GenerateRequest(prompt="hello"), "") == PLAIN
 
 

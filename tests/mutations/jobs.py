@@ -437,7 +437,7 @@ _TOKENIZER = [
     ),
     tokenizer(
         "a conversation is measured as the template writes it",
-        "self.min_tokens(self._write(messages))",
+        "self.min_tokens(self._write(messages, tools))",
         'self.min_tokens("".join(message.content for message in messages))',
         "test_a_conversation_is_measured_as_the_template_writes_it",
     ),

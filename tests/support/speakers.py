@@ -27,7 +27,7 @@ SPECIAL = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "<|pyth
 MAX_CONTEXT = 4096
 
 
-def say(text: str) -> dict[str, Any]:
+def say(text: str) -> Any:
     """A message that has the model say this."""
     return {"role": "user", "content": f"<say>{text}</say>"}
 
