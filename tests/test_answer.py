@@ -245,6 +245,13 @@ def test_json_that_is_no_call_is_given_as_it_comes() -> None:
     assert parser.push(Token('{"items": [', 0)) == [Text('{"items": [')]
 
 
+@pytest.mark.parametrize("text", ['{"id": "', '{"name": "'])
+def test_a_string_that_does_not_end_is_text_before_the_answer_ends(text: str) -> None:
+    parser = AnswerParser(LLAMA3, "job")
+    assert parser.push(Token(text, 0)) == []
+    assert parser.push(Token("x" * 400, 1)) == [Text(text + "x" * 400)]
+
+
 # ---- reasoning
 
 

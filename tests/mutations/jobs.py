@@ -372,8 +372,8 @@ _ADMISSION = [
     ),
     prompts(
         "a conversation that is far too long is not encoded",
-        '                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")\n',
-        "",
+        '_check_fits(request, tokenizer.min_chat_tokens(messages, tools), model.max_context, "at least ")\n',
+        "pass\n",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
     prompts(
