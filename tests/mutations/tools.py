@@ -87,8 +87,8 @@ _REQUESTS = [
     ),
     jobs(
         "a prompt may have begun the reasoning",
-        '        prompt_end = model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""\n',
-        '        prompt_end = ""\n',
+        'model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""',
+        '""',
         "test_reasoning_is_apart_from_the_text",
     ),
     prompts(
