@@ -7,6 +7,7 @@ import pytest
 
 from worker.answer import AnswerFormat, CallFormat
 from worker.call_grammar import structure_of_calls
+from worker.errors import InvalidRequest
 from worker.request import GenerateRequest
 from worker.structure import json_rule
 
@@ -20,14 +21,14 @@ TOOLS: Any = [
 ]
 
 
-def grammar(format: AnswerFormat, **fields: Any) -> list[str] | None:
+def grammar(format: AnswerFormat, field: str = "tools", **fields: Any) -> list[str] | None:
     """The rules, one a line."""
     asked = {"messages": [{"role": "user", "content": "hello"}], "tools": TOOLS, "tool_choice": "required", **fields}
     request = GenerateRequest.model_validate(asked)
     structure = structure_of_calls(request, format.of_request(request, "<think>" if format.is_reasoning else ""))
     if structure is None:
         return None
-    assert structure.field == "tools"
+    assert structure.field == field
     return structure.grammar.split("\n")
 
 
@@ -72,6 +73,57 @@ def test_mistral_with_names() -> None:
     ]
 
 
+STRICT: Any = [
+    {"type": "function", "function": {"name": "weather", "parameters": CITY, "strict": True}},
+    {"type": "function", "function": {"name": "time"}},
+]
+
+
+IN_TEXT = "start: (said calls)* any_text"
+TEXT = r"/(.|\n)*/"
+
+
+@pytest.mark.parametrize(
+    ("format", "start", "call"),
+    [
+        (
+            AnswerFormat(calls=CallFormat.HERMES),
+            [IN_TEXT, "calls: call", f'said[suffix="<tool_call>"]: {TEXT}', f"any_text: {TEXT}"],
+            r'"\n{\"name\": \"weather\", \"arguments\": " arguments_0 "}\n</tool_call>"',
+        ),
+        (
+            AnswerFormat(calls=CallFormat.MISTRAL, special_marks=SPECIAL),
+            [IN_TEXT, 'calls: "[" call (", " call)* "]"', f"said: {TEXT} <[5]>", f"any_text: {TEXT}"],
+            r'"{\"name\": \"weather\", \"arguments\": " arguments_0 "}"',
+        ),
+        (
+            AnswerFormat(calls=CallFormat.MISTRAL_NAMED, special_marks=SPECIAL),
+            [IN_TEXT, "calls: call", f"said: {TEXT} <[5]>", f"any_text: {TEXT}"],
+            '"weather" <[6]> arguments_0',
+        ),
+        (
+            AnswerFormat(calls=CallFormat.LLAMA3),
+            ['start: (call ("; " call)* | NO_CALL)', rf'NO_CALL: {TEXT} & ~/[ \t\r\n]*\{{[ \t\r\n]*"name(.|\n)*/'],
+            r'"{\"name\": \"weather\", \"parameters\": " arguments_0 "}"',
+        ),
+    ],
+)
+def test_where_calls_may_be_those_of_strict_tools_fit(format: AnswerFormat, start: list[str], call: str) -> None:
+    found = grammar(format, tools=STRICT, tool_choice="auto", field="tools.0.function.strict")
+    assert found is not None
+    rules = [*start, "call: call_0 | call_1", f"call_0: {call}", f"arguments_0: {CITY_RULE}"]
+    assert found[: len(rules)] == rules
+    assert found[-1] == f"arguments_1: {json_rule({'type': 'object'})}"
+
+
+def test_a_schema_says_nothing_to_the_server_and_is_not_too_long() -> None:
+    for parameters, constraint in (({"x-guidance": {}}, "not_supported"), ({"title": "x" * 200_000}, "too_long")):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        with pytest.raises(InvalidRequest) as refusal:
+            grammar(AnswerFormat(calls=CallFormat.HERMES), tools=tools)
+        assert [error.constraint for error in refusal.value.errors] == [constraint]
+
+
 def test_one_call_if_there_may_be_one_or_it_is_named() -> None:
     hermes = AnswerFormat(calls=CallFormat.HERMES)
     alone = grammar(hermes, parallel_tool_calls=False)
@@ -79,7 +131,7 @@ def test_one_call_if_there_may_be_one_or_it_is_named() -> None:
     assert alone[:2] == ["start: call", "call: call_0 | call_1"]
     named = grammar(hermes, tool_choice=TOOLS[1])
     assert named is not None
-    assert named[:2] == ["start: call", "call: call_0"]
+    assert named[:2] == ["start: call", "call: call_1"]
     assert "time" in named[2]
 
 
@@ -104,7 +156,8 @@ def test_reasoning_may_be_in_front() -> None:
         parallel_tool_calls=False,
     )
     assert special is not None
-    assert special[:2] == ["start: (<[7]> reasoning)? call", r"reasoning: /(.|\n)*/ <[8]>"]
+    assert special[0] == "start: (<[7]> reasoning)? call"
+    assert special[2] == r"thought: /(.|\n)*/ <[8]>"
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "none"])

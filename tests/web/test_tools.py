@@ -178,7 +178,7 @@ def test_without_tools_there_are_no_calls(client: openai.OpenAI, family: str) ->
 
 def test_what_is_no_call_is_text(client: openai.OpenAI, family: str) -> None:
     text = called(family, ("unknown", ROME))
-    [choice] = ask(client, text).choices
+    [choice] = ask(client, text, tools=[TIME]).choices  # not strict: that could not be written then
     assert choice.message.content == text.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")
     assert choice.message.tool_calls is None
     assert choice.finish_reason == "stop"
@@ -243,6 +243,27 @@ def test_several_calls_may_have_to_be(client: openai.OpenAI, family: str) -> Non
     assert_calls(choice.message, ("weather", ROME), ("time", "{}"))
     [choice] = ask(client, text, tool_choice="required", parallel_tool_calls=False).choices
     assert_calls(choice.message, ("weather", ROME))
+
+
+# ---- calls that may be, of tools that are strict
+
+STRICT: Any = {"type": "function", "function": ENUM["function"] | {"strict": True}}
+
+
+def test_a_call_of_a_strict_tool_fits_its_schema(client: openai.OpenAI, family: str) -> None:
+    wish = called(family, ("weather", '{"town": 5}'))
+    [choice] = ask(client, wish, tools=[STRICT, TIME], parallel_tool_calls=False, temperature=0).choices
+    [call] = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    [loose] = ask(client, wish, tools=[ENUM, TIME], temperature=0).choices
+    assert_calls(loose.message, ("weather", '{"town": 5}'))
+
+
+def test_strict_tools_leave_other_text_as_it_is(client: openai.OpenAI, family: str) -> None:
+    for text in ("It rains.", '[1, {"a": "<b>"}]', "", "{}"):
+        [choice] = ask(client, text, tools=[STRICT]).choices
+        assert (choice.message.content, choice.message.tool_calls) == (text, None)
 
 
 # ---- reasoning
