@@ -308,6 +308,8 @@ def test_tools_of_other_types_are_refused() -> None:
         ({"tools": [WEATHER, WEATHER]}, "2 tools have the name 'weather'"),
         ({"tool_choice": tool("time")}, "names 'time', which is none of the tools"),
         ({"prompt": "hello", "messages": None}, "tools go with messages"),
+        ({"tool_choice": "required", "stop": "x"}, "stop does not go with tool_choice"),
+        ({"tool_choice": WEATHER, "min_tokens": 5}, "min_tokens does not go with tool_choice"),
     ],
 )
 def test_what_does_not_go_together_with_tools(fields: dict[str, Any], words: str) -> None:
@@ -325,6 +327,10 @@ def test_an_answer_of_a_given_form_has_no_place_for_calls(form: str) -> None:
     assert conflicts(**{form: {"type": "json_object"}}, tool_choice="none") == []
     assert conflicts(**{form: {"type": "text"}}) == []
     assert GenerateRequest.conflicts({"messages": HELLO, form: {"type": "json_object"}}) == []
+
+
+def test_a_call_that_may_be_may_be_cut() -> None:
+    assert parse(tools=[WEATHER], tool_choice="auto", stop="x", min_tokens=5).stop == ["x"]
 
 
 def test_what_the_model_sees_of_tools() -> None:

@@ -8,6 +8,7 @@ the model has any.
 
 import json
 import re
+from typing import Any
 
 from worker.answer import AnswerFormat, CallFormat
 from worker.request import GenerateRequest, NamedTool, Tool
@@ -27,7 +28,7 @@ _MARKS = {
     CallFormat.MISTRAL: "[TOOL_CALLS]",
     CallFormat.MISTRAL_NAMED: "[TOOL_CALLS]",
 }
-_NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "additionalProperties": False}
 _ANY_TEXT = r"/(.|\n)*/"
 _NO_CALL = r'/(.|\n)*/ & ~/[ \t\r\n]*\{[ \t\r\n]*"name(.|\n)*/'
 
@@ -99,7 +100,7 @@ class _Writer:
         for i, tool in numbered:
             before = self._text(self._before.replace("NAME", tool.function.name).removeprefix(mark))
             rules.append(f"call_{i}: {_sequence(before, f'arguments_{i}', self._text(self._after))}")
-            schema = {"type": "object"}
+            schema: dict[str, Any] = {"type": "object"}
             if has_to_fit or tool.function.strict:
                 parameters = tool.function.parameters
                 schema = {"type": "object", **parameters} if parameters else _NO_ARGUMENTS

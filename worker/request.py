@@ -286,8 +286,9 @@ class SamplingFields(StrictModel):
     @property
     def has_form(self) -> bool:
         """Whether it says what form the whole answer must have."""
-        is_text = self.response_format is None or self.response_format.type == "text"
-        return not is_text or not self.regex == self.choice == self.grammar is None
+        if self.response_format is not None and self.response_format.type != "text":
+            return True
+        return self.regex is not None or self.choice is not None or self.grammar is not None
 
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]

@@ -1,6 +1,6 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, tools, wakeups, web
+from tests.mutations import channels, clients, engine, faults, jobs, process, steps, structure, tools, wakeups, web
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -10,6 +10,7 @@ MUTATIONS: list[Mutation] = [
     *faults.MUTATIONS,
     *steps.MUTATIONS,
     *jobs.MUTATIONS,
+    *structure.MUTATIONS,
     *web.MUTATIONS,
     *tools.MUTATIONS,
     *clients.MUTATIONS,

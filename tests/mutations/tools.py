@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation, taking_from
 
 answer = taking_from("worker/answer.py", "tests/test_answer.py")
 conversation = taking_from("worker/engine/conversation.py", "tests/engine/test_conversation.py")
+call_grammar = taking_from("worker/call_grammar.py", "tests/test_call_grammar.py")
 chat = taking_from("worker/web/chat_completions.py", "tests/web/test_tools.py")
 jobs = taking_from("worker/jobs.py", "tests/web/test_tools.py")
 prompts = taking_from("worker/prompts.py", "tests/web/test_tools.py")
@@ -66,6 +67,51 @@ _ANSWERS = [
     ),
 ]
 
+_GRAMMARS = [
+    call_grammar(
+        "of a named tool there is one call",
+        "        is_one = isinstance(choice, NamedTool) or not answer_format.has_many_calls\n",
+        "        is_one = not answer_format.has_many_calls\n",
+        "test_one_call_if_there_may_be_one_or_it_is_named",
+    ),
+    call_grammar(
+        "strict tools are kept to where calls may be",
+        "    elif strict:\n",
+        "    elif False:\n",
+        "tests/web/test_tools.py::test_a_call_of_a_strict_tool_fits_its_schema",
+    ),
+    call_grammar(
+        "a grammar of calls is not too long",
+        "    check_length(structure)\n",
+        "",
+        "test_a_schema_says_nothing_to_the_server_and_is_not_too_long",
+    ),
+    call_grammar(
+        "a special token is named by its id",
+        "        special = self._format.special_marks\n",
+        "        special = dict[str, int]()\n",
+        "tests/web/test_tools.py::test_a_call_that_has_to_be_is_made_and_fits_the_schema",
+    ),
+    call_grammar(
+        "reasoning may be in front of calls that have to be",
+        '        if self._format.reasoning is None:\n            return ""\n',
+        '        return ""\n',
+        "tests/web/test_tools.py::test_a_call_that_has_to_be_is_made_behind_the_reasoning",
+    ),
+    answer(
+        "an answer of a given form has no reasoning",
+        "        reasoning = None if request.has_form else self.reasoning\n",
+        "        reasoning = self.reasoning\n",
+        "tests/web/test_tools.py::test_an_answer_of_a_given_form_has_no_reasoning",
+    ),
+    request(
+        "what could cut a call that has to be does not go with it",
+        '            found += _cuts_in(data, "tool_choice")\n',
+        "            pass\n",
+        "test_what_does_not_go_together_with_tools",
+    ),
+]
+
 _REQUESTS = [
     conversation(
         "Mistral's templates get ids of nine characters",
@@ -111,4 +157,4 @@ _REQUESTS = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_ANSWERS, *_REQUESTS]
+MUTATIONS: list[Mutation] = [*_ANSWERS, *_GRAMMARS, *_REQUESTS]

@@ -222,7 +222,8 @@ def test_a_call_that_has_to_be_is_made_and_fits_the_schema(
         [answer] = ask(client, wish, **asked).choices
     assert answer.finish_reason == "tool_calls"
     assert not answer.message.content
-    [call] = answer.message.tool_calls or ()
+    calls: Any = answer.message.tool_calls
+    [call] = calls
     assert call.function.name == "weather"
     assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
 
