@@ -142,6 +142,8 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
             # as openai-python sends an answer back
             [CALLED | {"content": None, "refusal": None, "annotations": None, "audio": None, "function_call": None}],
             [{"role": "assistant", "content": "{}", "parsed": {}}],
+            [{"role": "assistant", "tool_calls": [CALL | {"index": 0}]}],
+            [{"role": "assistant", "tool_calls": [CALL | {"function": CALL["function"] | {"parsed_arguments": {}}}]}],
         ],
     ),
     (

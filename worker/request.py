@@ -128,6 +128,7 @@ class ToolCall(StrictModel):
     id: Annotated[str, Field(min_length=1)]
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = None  # its place among the calls once more, which openai-python leaves in what was streamed
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from tests.support import templates
-from tests.support.servers import events_of
+from tests.support.servers import WORKER_CLASSES, events_of, running_server
 from tests.support.speakers import say, speaking_app
 
 TEMPLATES = {
@@ -137,8 +138,13 @@ def test_a_conversation_goes_on_with_the_answer_as_it_is(client: openai.OpenAI, 
     )
     assert first.tool_calls
     assert first.tool_calls[0].function.parsed_arguments == Weather(city="Rome")
-    answer = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "rain"}
-    for message in (first, first.model_dump(), first.to_dict()):
+    with client.chat.completions.stream(
+        model="endstop-tiny", messages=[say(called(family, ("weather", ROME)))], tools=[WEATHER]
+    ) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    for message in (first, first.model_dump(), first.to_dict(), streamed):
+        call_id = (streamed if message is streamed else first).tool_calls[0].id  # type: ignore[index]
+        answer = {"role": "tool", "tool_call_id": call_id, "content": "rain"}
         [choice] = ask(client, "", messages=[say("a"), message, answer, say("It rains.")]).choices
         assert (choice.message.content, choice.finish_reason) == ("It rains.", "stop")
         assert choice.message.tool_calls is None
@@ -353,3 +359,27 @@ def test_tools_of_a_model_whose_calls_are_not_understood_are_refused() -> None:
         for fields in ({"tools": TOOLS, "tool_choice": "none"}, {}):
             answer = client.post("/v1/chat/completions", json={"messages": [say("a")], **fields})
             assert answer.status_code == 200
+
+
+# ---- a real server, with a model that has never seen a tool
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("worker_class", WORKER_CLASSES)
+def test_the_embedded_model_calls_if_it_has_to(tmp_path: Path, worker_class: str) -> None:
+    with (
+        running_server(tmp_path, worker_class, app="wsgi:app") as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        asked: Any = {"model": "endstop-tiny", "tools": [ENUM], "tool_choice": "required", "parallel_tool_calls": False}
+        messages: Any = [{"role": "user", "content": "Will it rain in Oslo?"}]
+        with client.chat.completions.stream(messages=messages, **asked) as stream:
+            [choice] = stream.get_final_completion().choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.tool_calls
+        [call] = choice.message.tool_calls
+        assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+        answer: Any = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+        messages += [choice.message, answer]
+        last = client.chat.completions.create(messages=messages, model="endstop-tiny", tools=[ENUM], max_tokens=20)
+        assert last.choices[0].message.content or last.choices[0].message.tool_calls
