@@ -219,6 +219,7 @@ def test_of_a_text_that_loses_its_first_space_none_begins_with_one() -> None:
             step(constraint, token_id)
         text += detokenizer.flush()
         assert regex.fullmatch("( |the|<tool>|é){3,9}", text), text
+    assert "no token" in refusal(compiler, 'start: " the"')
 
 
 # ---- faults
@@ -281,6 +282,7 @@ def test_a_panic_on_the_generation_thread_is_an_error() -> None:
         broken(is_error=True).advance(1)
 
 
+@pytest.mark.timeout(20)
 def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine.constraints.MASK_LIMIT_S", 0.01)
     constraint = broken()
@@ -631,6 +633,7 @@ HOSTILE = {
     "no grammar": ("hello", ""),
     "half a string": ('start: "a', "lexer error"),
     "an unknown special token": ("start: <|secret|>", "unknown special token"),
+    "the token behind the last": ("start: <[400]>", "no token"),
     "a token that is not there": ("start: <[401]>", "too large"),
 }
 

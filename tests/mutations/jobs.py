@@ -284,11 +284,11 @@ _KEYS = [
         "the lock around the keys",
         """\
             with self._keys_lock:
-                known = self._known(key)
+                known = self._known(place)
                 if known""",
         """\
             if True:
-                known = self._known(key)
+                known = self._known(place)
                 if known""",
         "test_while_a_job_is_made_its_key_is_taken",
     ),
@@ -337,7 +337,7 @@ _KEYS = [
 _ADMISSION = [
     jobs(
         "a full server refuses before it encodes",
-        "        self._engine.check_room()  # before the work of encoding\n",
+        "        self._engine.check_room(client)  # before the work of encoding\n",
         "",
         "test_a_full_server_refuses_before_it_encodes",
     ),

@@ -45,10 +45,10 @@ MUTATIONS: list[Mutation] = [
         "        if False:\n",
         "test_a_grammar_that_goes_on_behind_such_a_token_fails_by_name",
     ),
-    constraint(
+    matcher(
         "a text that loses its first space begins with none",
-        "        for token_id in self._shut_ids:\n",
-        "        for token_id in ():\n",
+        "    for token_id in (*shut_ids, vocab_size):",
+        "    for token_id in (vocab_size,):",
         "test_of_a_text_that_loses_its_first_space_none_begins_with_one",
     ),
     matcher(
@@ -84,7 +84,7 @@ MUTATIONS: list[Mutation] = [
     vet(
         "a process that somebody has ended says nothing of a grammar",
         "        if reason is None:\n",
-        "            if False:\n",
+        "        if False:\n",
         "test_a_process_that_somebody_ends_is_no_fault_of_the_grammar",
     ),
     vet(

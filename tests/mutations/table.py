@@ -1,6 +1,19 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, structure, tools, wakeups, web
+from tests.mutations import (
+    access,
+    channels,
+    clients,
+    engine,
+    faults,
+    jobs,
+    process,
+    steps,
+    structure,
+    tools,
+    wakeups,
+    web,
+)
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -13,6 +26,7 @@ MUTATIONS: list[Mutation] = [
     *structure.MUTATIONS,
     *web.MUTATIONS,
     *tools.MUTATIONS,
+    *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]

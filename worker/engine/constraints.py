@@ -72,9 +72,7 @@ class Constraint:
             self._is_found.release()
 
     def _find(self) -> bytes:
-        mask = find_mask(self._matcher, self._vocab_size)
-        for token_id in self._shut_ids:
-            mask[token_id // 8] &= ~(1 << token_id % 8)
+        mask = find_mask(self._matcher, self._vocab_size, self._shut_ids)
         self._can_end = self._matcher.is_accepting()
         self.is_complete = self._can_end and mask.count(0) == len(mask)
         if self._can_end:

@@ -6,12 +6,15 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, RequestError
+from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, RequestError, Unauthorized
 
 logger = logging.getLogger("endstop")
 
 # After a failure that is not the request's fault: long enough for a new worker with a small model to be ready.
 RETRY_FAILED_S = 10
+
+# Where OpenAI's API has a code of its own, which its clients look at.
+_OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
 
 # The routes that exist because OpenAI's API has them.
 OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/models")
@@ -42,6 +45,8 @@ def _refuse_request(error: RequestError) -> Response:
     response = _answer(error.status, error.code, error.message, fields)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge | BodyTimeout):
         response.headers["Connection"] = "close"  # the rest of the body will not be read
     return response
@@ -72,7 +77,7 @@ def _answer(status: int, code: str, message: str, fields: list[Any]) -> Response
     body: dict[str, Any]
     if request.path.startswith(OPENAI_PREFIXES):
         param = fields[0].field if fields else None
-        body = openai_error(message, openai_kind(status), code, param)
+        body = openai_error(message, openai_kind(status), _OPENAI_CODES.get(code, code), param)
     elif fields:
         body = {"errors": [{"field": f.field, "constraint": f.constraint, "message": f.message} for f in fields]}
     else:
