@@ -254,6 +254,7 @@ def test_tokens_that_are_refused_are_named() -> None:
         ([{"role": "assistant", "tool_calls": [CALL | {"id": ""}]}], ["messages.0.tool_calls.0.id", *NO_CONTENT]),
         ([{"role": "assistant", "tool_calls": [called_with("[]")]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
         ([{"role": "assistant", "tool_calls": [called_with("{")]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": [called_with(r'{"a": "\ud800"}')]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
         ([{"role": "assistant", "tool_calls": [called_with("[" * 100_000)]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
         ([{"role": "user", "content": None}], ["messages.0.content"]),
         ([{"role": "user", "content": []}], ["messages.0.content"]),

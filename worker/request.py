@@ -107,7 +107,9 @@ Prompt = Annotated[
 
 def _json_object(text: str) -> str:
     try:
-        is_object = isinstance(json.loads(text), dict)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a model could read
+        is_object = isinstance(value, dict)
     except (ValueError, RecursionError):
         is_object = False
     if not is_object:

@@ -144,6 +144,12 @@ _REQUESTS = [
         "test_tools_of_a_model_whose_calls_are_not_understood_are_refused",
     ),
     request(
+        "half of a surrogate pair in the arguments of a call is no text",
+        "        json.dumps(value, ensure_ascii=False).encode()",
+        "        json.dumps(value, ensure_ascii=False)",
+        "test_messages_that_are_refused",
+    ),
+    request(
         "a message says something",
         '        if value is None and not info.data.get("tool_calls"):\n',
         "        if False:\n",
