@@ -1,6 +1,19 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import access, channels, clients, engine, faults, jobs, process, steps, structure, wakeups, web
+from tests.mutations import (
+    access,
+    channels,
+    clients,
+    engine,
+    faults,
+    jobs,
+    process,
+    steps,
+    structure,
+    tools,
+    wakeups,
+    web,
+)
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -12,6 +25,7 @@ MUTATIONS: list[Mutation] = [
     *jobs.MUTATIONS,
     *structure.MUTATIONS,
     *web.MUTATIONS,
+    *tools.MUTATIONS,
     *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
