@@ -176,6 +176,14 @@ class Jobs:
         self._jobs[job_id] = job
         return job
 
+    def count_tokens(self, request: GenerateRequest) -> int:
+        """How many tokens the prompt of a request has.
+
+        Raises:
+            NotReady, InvalidRequest: As `start`.
+        """
+        return len(self._encoder.encode(request, self._engine.model))
+
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""
         return GroupReader(jobs, self._wakeup.new_waiter())

@@ -25,6 +25,7 @@ StopStrings = Annotated[
 TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+MaxTokens = Annotated[int, Field(ge=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -106,9 +107,8 @@ Messages = Annotated[list[Message], Field(min_length=1)]
 
 
 class SamplingFields(StrictModel):
-    """The fields that every generating route shares."""
+    """The fields that every generating route shares. How each names the limit of an answer is its own."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -154,6 +154,7 @@ class GenerateRequest(SamplingFields):
 
     prompt: Prompt | None = None
     messages: Messages | None = None
+    max_tokens: MaxTokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     narrate: bool = False
     on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default

@@ -23,8 +23,8 @@ _STREAMS = [
     ),
     sse(
         "[DONE] follows the end",
-        "    yield DONE\n",
-        "    yield b''\n",
+        "        yield translator.done\n",
+        "        yield b''\n",
         "test_the_end_is_followed_by_done_and_by_nothing",
     ),
     sse(
@@ -270,7 +270,7 @@ _ADMISSION = [
     ),
     answers(
         "a chat with a key is kept",
-        "            if not is_kept:",
+        "            if not can_come_back:",
         "            if True:",
         "tests/web/test_admission.py::test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
