@@ -5,16 +5,30 @@ fields and share every rule through `SamplingFields`. Unknown fields are refused
 bytes. Pure: no I/O, any thread.
 """
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 100
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
+MAX_TOOLS = 128  # OpenAI's
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
@@ -88,19 +102,84 @@ Prompt = Annotated[
 ]
 
 
-class Message(StrictModel):
-    """One turn of a conversation."""
+def _json_object(text: str) -> str:
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise PydanticCustomError("json_object", "must be the text of a JSON object")
+    return text
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+
+class CalledFunction(StrictModel):
+    """What a call was of."""
+
+    name: str
+    arguments: Annotated[str, AfterValidator(_json_object)]
+    parsed_arguments: Any = None  # the arguments once more, which the parse helpers of openai-python add
+
+
+class ToolCall(StrictModel):
+    """A call that the assistant has made earlier in a conversation."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"]
+    function: CalledFunction
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As an object, the form that chat templates read."""
+        arguments: dict[str, Any] = json.loads(self.function.arguments)
+        return arguments
+
+
+class Message(StrictModel):
+    """One turn of a conversation. An answer's message is one too, as openai-python sends it back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: Annotated[str | None, Field(validate_default=True)] = None
+    reasoning_content: str | None = None
+    content: Annotated[Content | None, Field(validate_default=True)] = None
+    # Fields of an answer that say nothing when they are null, and are nothing here when they say something.
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    parsed: Any = None  # the content once more, which the parse helpers of openai-python add
+
+    @field_validator("tool_calls", "reasoning_content", "parsed")
+    @classmethod
+    def _is_said_by_the_assistant(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("role", "assistant") != "assistant":
+            raise PydanticCustomError("role", "only a message of the assistant has this; remove it")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _belongs_to_a_tool(cls, value: str | None, info: ValidationInfo) -> str | None:
+        is_tool = info.data.get("role") == "tool"
+        if is_tool and not value:
+            raise PydanticCustomError("tool_call_id", "a message of a tool names the call that it answers")
+        if value is not None and not is_tool and "role" in info.data:
+            raise PydanticCustomError("role", "only a message of a tool has this; remove it")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _is_there_unless_something_else_is(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and not info.data.get("tool_calls"):
+            raise PydanticKnownError("missing")
+        return value
 
     @property
     def text(self) -> str:
-        """All of it that the model reads."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        """All of it that the model reads, besides calls and reasoning."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 Messages = Annotated[list[Message], Field(min_length=1)]
@@ -149,7 +228,110 @@ class SamplingFields(StrictModel):
         return None
 
 
-class GenerateRequest(SamplingFields):
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+def _schema_of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type", "object") != "object":
+        raise PydanticCustomError("json_schema", "must be the JSON schema of an object: arguments have names")
+    return schema
+
+
+class Function(StrictModel):
+    """What the model may call."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)] | None = None  # None: it takes none
+    strict: bool | None = None
+
+
+class Tool(StrictModel):
+    """OpenAI's wrapping of a function. There are no tools of other types."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(StrictModel):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(StrictModel):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _choice_kind(value: object) -> str:
+    return TAG_PREFIX + ("mode" if isinstance(value, str) else "tool")
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(_choice_kind(""))] | Annotated[NamedTool, Tag(_choice_kind({}))],
+    Discriminator(_choice_kind),
+]
+
+# What gives an answer a form that has no place for calls.
+_FORMS = ("response_format", "regex", "choice", "grammar")
+
+
+class ToolFields(StrictModel):
+    """What a conversation may say of tools."""
+
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None  # None: auto
+    parallel_tool_calls: bool = True
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Those that the model gets to see."""
+        return [] if self.tool_choice == "none" else list(self.tools or ())
+
+    @property
+    def has_to_call(self) -> bool:
+        """Whether the answer is calls and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
+        tools, choice = data.get("tools"), data.get("tool_choice")
+        if tools is None:
+            named = [name for name in ("tool_choice", "parallel_tool_calls") if name in data]
+            return found + [f"{name} is only allowed with tools; give tools or leave it out" for name in named]
+        names = Counter(_names_of(tools))
+        [(most_frequent, number)] = names.most_common(1) or [("", 0)]
+        if number > 1:
+            found.append(f"{number} tools have the name {most_frequent!r:.70}; give each a name of its own")
+        wanted = _names_of([choice])
+        if wanted and wanted[0] not in names:
+            found.append(f"tool_choice names {wanted[0]!r:.70}, which is none of the tools; add it or name another")
+        forms = [name for name in _FORMS if name in data and not _is_plain(data[name])]
+        if forms and choice != "none":
+            found.append(f"{forms[0]} and tools do not go together; leave one out, or set tool_choice to none")
+        return found
+
+
+def _names_of(tools: object) -> list[str]:
+    """The names of the functions in raw data of any kind."""
+    found = []
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str):
+            found.append(name)
+    return found
+
+
+def _is_plain(form: object) -> bool:
+    return form is None or (isinstance(form, dict) and form.get("type") == "text")
+
+
+class GenerateRequest(ToolFields, SamplingFields):
     """A request, whatever API it came by: the body of the native routes, and what the others translate to."""
 
     prompt: Prompt | None = None
@@ -166,6 +348,9 @@ class GenerateRequest(SamplingFields):
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
         if ("prompt" in data) == ("messages" in data):
-            return ["give either prompt or messages, one of them and not both"]
-        return []
+            found.append("give either prompt or messages, one of them and not both")
+        if "prompt" in data and "tools" in data:
+            found.append("tools go with messages and not with a prompt, which nothing is written around")
+        return found

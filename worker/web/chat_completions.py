@@ -8,7 +8,7 @@ from pydantic import Field
 from worker.answer import AnswerParser, Part, Text
 from worker.events import Token
 from worker.job import Job
-from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages
+from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages, ToolFields
 from worker.web.answers import check_model, naming, respond
 from worker.web.context import read_body
 from worker.web.openai import OpenAIFields, OpenAITranslator
@@ -17,7 +17,7 @@ from worker.web.sse import logprob_fields
 blueprint = Blueprint("chat_completions", __name__)
 
 
-class ChatCompletionRequest(OpenAIFields):
+class ChatCompletionRequest(ToolFields, OpenAIFields):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Messages
@@ -42,8 +42,9 @@ class ChatCompletionRequest(OpenAIFields):
     def to_generate(self) -> GenerateRequest:
         """The same request in the internal vocabulary."""
         limit = self.max_completion_tokens or self.max_tokens
+        tools = {name: getattr(self, name) for name in ToolFields.model_fields}
         return GenerateRequest.model_construct(
-            **{**self.internal_fields(), "messages": self.messages, "max_tokens": limit}
+            **{**self.internal_fields(), **tools, "messages": self.messages, "max_tokens": limit}
         )
 
 

@@ -55,9 +55,10 @@ class OpenAIFields(SamplingFields):
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
         if "stream_options" in data and data.get("stream") is not True:
-            return ["stream_options is only allowed with stream: true"]
-        return []
+            found.append("stream_options is only allowed with stream: true")
+        return found
 
     def internal_fields(self) -> dict[str, Any]:
         """What needs no translation."""
