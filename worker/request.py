@@ -112,11 +112,14 @@ def _json_object(text: str) -> str:
     return text
 
 
+ArgumentsText = Annotated[str, AfterValidator(_json_object)]
+
+
 class CalledFunction(StrictModel):
     """What a call was of."""
 
     name: str
-    arguments: Annotated[str, AfterValidator(_json_object)]
+    arguments: ArgumentsText
     parsed_arguments: Any = None  # the arguments once more, which the parse helpers of openai-python add
 
 
@@ -237,12 +240,15 @@ def _schema_of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+ToolParameters = Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)]
+
+
 class Function(StrictModel):
     """What the model may call."""
 
     name: ToolName
     description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)] | None = None  # None: it takes none
+    parameters: ToolParameters | None = None  # None: it takes none
     strict: bool | None = None
 
 

@@ -59,7 +59,8 @@ def encode_data(payload: object) -> bytes:
 
 def encode_event(payload: dict[str, Any]) -> bytes:
     """An event that names its own type twice, as clients of some formats need it."""
-    return b"event: " + payload["type"].encode("ascii") + b"\n" + encode_data(payload)
+    kind: str = payload["type"]
+    return b"event: " + kind.encode("ascii") + b"\n" + encode_data(payload)
 
 
 class Translator(Protocol):
