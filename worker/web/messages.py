@@ -354,7 +354,7 @@ class MessagesTranslator:
         self._parser = AnswerParser(job.answer_format)
         self._content: list[dict[str, Any]] = []
         self._is_open = False  # the last block is being written
-        self._arguments = ""  # of the last call
+        self._pieces: list[str] = []  # of what it says
         self._is_streamed = True
         self._encoded: list[bytes] = []
 
@@ -390,7 +390,8 @@ class MessagesTranslator:
     def _end(self, end: End) -> str:
         """End the last block, and say why it is the last."""
         self._write(self._parser.flush())
-        if self._is_open and self._content[-1]["type"] == "tool_use":  # it has not said that it is complete
+        if self._is_in("tool_use"):  # it has not said that it is complete
+            self._pieces = ["{}"]
             self._stop()
             self._content.pop()  # of the whole answer: a call without all of its arguments is nothing to be called
         self._stop()
@@ -410,21 +411,19 @@ class MessagesTranslator:
                 case Text() if part.text:
                     if not self._is_in("text"):
                         self._start({"type": "text", "text": ""})
-                    self._content[-1]["text"] += part.text
+                    self._pieces.append(part.text)
                     self._delta({"type": "text_delta", "text": part.text})
                 case Reasoning():
                     if not self._is_in("thinking"):
                         self._start({"type": "thinking", "thinking": "", "signature": ""})
-                    self._content[-1]["thinking"] += part.text
+                    self._pieces.append(part.text)
                     self._delta({"type": "thinking_delta", "thinking": part.text})
                 case CallBegun():
                     self._start({"type": "tool_use", "id": part.call_id, "name": part.name, "input": {}})
-                    self._arguments = ""
                 case CallArguments():
-                    self._arguments += part.text
+                    self._pieces.append(part.text)
                     self._delta({"type": "input_json_delta", "partial_json": part.text})
                 case CallEnded():
-                    self._content[-1]["input"] = json.loads(self._arguments)
                     self._stop()
 
     def _is_in(self, kind: str) -> bool:
@@ -434,15 +433,23 @@ class MessagesTranslator:
         self._stop()
         self._emit("content_block_start", index=len(self._content), content_block=block)
         self._content.append(block)
-        self._is_open = True
+        self._is_open, self._pieces = True, []
 
     def _delta(self, delta: dict[str, Any]) -> None:
         self._emit("content_block_delta", index=len(self._content) - 1, delta=delta)
 
     def _stop(self) -> None:
-        if self._is_open:
-            self._emit("content_block_stop", index=len(self._content) - 1)
-            self._is_open = False
+        """End the open block, if there is one."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        block, text = self._content[-1], "".join(self._pieces)
+        match block["type"]:
+            case "tool_use":
+                block["input"] = json.loads(text)
+            case kind:
+                block[kind] = text
+        self._emit("content_block_stop", index=len(self._content) - 1)
 
     def _emit(self, kind: str, **fields: Any) -> None:
         if self._is_streamed:
@@ -453,7 +460,7 @@ class MessagesTranslator:
             "id": "msg_" + self._job.id,
             "type": "message",
             "role": "assistant",
-            "model": context().settings.model_name,
+            "model": self._job.started.model,
             "content": self._content,
             "stop_reason": stop_reason,
             "stop_sequence": stop_sequence,

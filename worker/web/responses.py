@@ -369,6 +369,8 @@ class ResponseTranslator:
         self._parser = AnswerParser(job.answer_format)
         self._output: list[dict[str, Any]] = []
         self._is_open = False  # the last item of the output is being written
+        self._pieces: list[str] = []  # of its text or its arguments
+        self._logprobs: list[dict[str, Any]] = []  # of its text
         self._is_queued = asked.body.background
         self._created_at = int(datetime.fromisoformat(job.started.started_at).timestamp())
         self._told: dict[str, Any] = {}  # the response as the last event has it that has it whole
@@ -427,7 +429,7 @@ class ResponseTranslator:
         error = failure_of(terminal)
         assert error is not None
         if self._is_open:
-            self._item["status"] = "incomplete"
+            self._write_down("incomplete")
         # There is a status for a cancelled response, and no event. Of codes OpenAI's types know OpenAI's only; `type`
         # is the name that the error had where it came from.
         status = "cancelled" if isinstance(terminal, End) else "failed"
@@ -441,25 +443,23 @@ class ResponseTranslator:
                     if not self._is_in("message"):
                         self._close("completed")
                         self._open_message()
+                    self._pieces.append(part.text)
                     logprobs = [logprob_fields(one) for one in part.logprobs]
-                    [content] = self._item["content"]
-                    content["text"] += part.text
-                    content["logprobs"] += logprobs
+                    self._logprobs += logprobs
                     self._emit_in_part("output_text.delta", delta=part.text, logprobs=_without_bytes(logprobs))
                 case Reasoning():
                     if not self._is_in("reasoning"):
                         self._close("completed")
                         self._open("rs_", {"type": "reasoning", "summary": [], "content": []})
                         self._add_part({"type": "reasoning_text", "text": ""})
-                    [content] = self._item["content"]
-                    content["text"] += part.text
+                    self._pieces.append(part.text)
                     self._emit_in_part("reasoning_text.delta", delta=part.text)
                 case CallBegun():
                     self._close("completed")
                     call = {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": ""}
                     self._open("fc_", call)
                 case CallArguments():
-                    self._item["arguments"] += part.text
+                    self._pieces.append(part.text)
                     self._emit_in_item("function_call_arguments.delta", delta=part.text)
                 case CallEnded():
                     self._close("completed")
@@ -473,7 +473,7 @@ class ResponseTranslator:
 
     def _open(self, id_prefix: str, item: dict[str, Any]) -> None:
         self._output.append(item | {"id": f"{id_prefix}{self._job.id}_{len(self._output)}", "status": "in_progress"})
-        self._is_open = True
+        self._is_open, self._pieces, self._logprobs = True, [], []
         self._emit_of_item("output_item.added")
 
     def _open_message(self) -> None:
@@ -488,7 +488,7 @@ class ResponseTranslator:
         """End the open item, if there is one."""
         if not self._is_open:
             return
-        item = self._item
+        item = self._write_down(status)
         match item["type"]:
             case "message":
                 [part] = item["content"]
@@ -500,9 +500,21 @@ class ResponseTranslator:
                 self._emit_in_part("content_part.done", part=part)
             case "function_call" if status == "completed":
                 self._emit_in_item("function_call_arguments.done", arguments=item["arguments"])
-        item["status"] = status
         self._emit_of_item("output_item.done")
+
+    def _write_down(self, status: str) -> dict[str, Any]:
+        """What has come of the open item, to be read as a whole from now on."""
+        item, text = self._item, "".join(self._pieces)
+        match item["type"]:
+            case "message":
+                item["content"][0] |= {"text": text, "logprobs": self._logprobs}
+            case "reasoning":
+                item["content"][0]["text"] = text
+            case _:
+                item["arguments"] = text
+        item["status"] = status
         self._is_open = False
+        return item
 
     def _emit_of_item(self, kind: str) -> None:
         self._emit(kind, output_index=len(self._output) - 1, item=self._item)
@@ -539,7 +551,7 @@ class ResponseTranslator:
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
-            "model": context().settings.model_name,
+            "model": self._job.started.model,
             "output": self._output,
             "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": body.previous_response_id,
