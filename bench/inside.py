@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 
 from worker.engine import kernels
+from worker.engine.admission import EngineState
 from worker.engine.endings import INCOMPLETE
-from worker.engine.engine import Engine, EngineState
+from worker.engine.engine import Engine
 from worker.engine.loader import load
 from worker.engine.sequence import Deadlines, Sequence
 from worker.events import Event, Terminal

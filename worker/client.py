@@ -479,7 +479,7 @@ class GenerateFields(TypedDict, total=False):
     One of `prompt` and `messages` is needed; a chat model wants `messages`.
     """
 
-    prompt: str
+    prompt: str | list[int]  # text, or token ids
     messages: Sequence[Mapping[str, Any]]
     max_tokens: int
     temperature: float  # 0..2, default 1
@@ -495,6 +495,7 @@ class GenerateFields(TypedDict, total=False):
     stop_token_ids: list[int]  # up to 64
     ignore_eos: bool
     min_tokens: int  # up to max_tokens
+    logprobs: int  # 0..20: how many of the likeliest tokens are told with each
     narrate: bool
     on_disconnect: Literal["cancel", "continue"]
     deadline_s: float

@@ -42,6 +42,12 @@ class ModelLoadError(EndstopError):
     """The model named by the settings cannot be loaded."""
 
 
+def one_line(cause: BaseException | str, limit: int = 300) -> str:
+    """What a message of ours repeats of another's: an error with its name, or a text, in one line and no longer."""
+    text = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+    return " ".join(text.split())[:limit]
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One bad field of a request: where, which rule it broke, and what to do."""

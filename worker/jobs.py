@@ -227,9 +227,7 @@ class Jobs:
                 self.forget(job)
                 num_jobs, num_bytes = num_jobs - 1, num_bytes - job.num_bytes
         with self._keys_lock:
-            for key in list(self._keyed):
-                if self._known(key) is None:
-                    del self._keyed[key]
+            self._keyed = {key: known for key, known in self._keyed.items() if self._known(key)}
 
     def _deadlines(self, request: GenerateRequest, on_disconnect: OnDisconnect) -> Deadlines:
         settings = self._settings

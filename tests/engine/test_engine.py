@@ -19,8 +19,9 @@ from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_unt
 from tests.support.random_models import VOCAB_SIZE
 from tests.support.runners import ScriptedRunner
 from tests.support.waiters import InterruptedWaiter
+from worker.engine.admission import EngineState
 from worker.engine.endings import INCOMPLETE
-from worker.engine.engine import Engine, EngineState
+from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Deadlines, Sequence, SequenceState

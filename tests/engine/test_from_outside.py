@@ -8,7 +8,8 @@ import pytest
 from tests.support.bench import bench, model_of, stop_reason
 from tests.support.engines import PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.runners import ScriptedRunner
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.engine.sequence import SequenceState
 from worker.errors import NotReady
 from worker.events import End, Failure, Metrics, StopReason, Terminal, Token

@@ -17,7 +17,8 @@ from tests.support.engines import NUM_BLOCKS, Reply, new_engine, new_sequence
 from tests.support.random_models import VOCAB_SIZE, random_model, save_random_model
 from tests.support.runners import Gate
 from worker.body import parse_body
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.engine.model_runner import ModelRunner, PackedRunner, new_runner
 from worker.engine.scheduler import Row
 from worker.errors import InvalidRequest

@@ -29,7 +29,8 @@ import gevent
 
 from tests.support.engines import PATIENT
 from worker.engine.endings import INCOMPLETE
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
 from worker.events import End, Event, Terminal, Token
 from worker.observe.log import RecordWriter

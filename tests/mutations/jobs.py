@@ -295,10 +295,10 @@ _KEYS = [
         "the lock around the keys, of the housekeeper",
         """\
         with self._keys_lock:
-            self._keyed = {""",
+            self._keyed = {key""",
         """\
         if True:
-            self._keyed = {""",
+            self._keyed = {key""",
         "test_a_key_that_comes_while_old_ones_are_forgotten_is_kept",
     ),
     jobs(
@@ -327,8 +327,8 @@ _KEYS = [
     ),
     jobs(
         "keys are forgotten with their jobs",
-        "                    del self._keyed[key]\n",
-        "                    pass\n",
+        "{key: known for key, known in self._keyed.items() if self._known(key)}",
+        "{key: known for key, known in self._keyed.items()}",
         "test_keys_are_forgotten_with_their_jobs",
     ),
 ]

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.engines import new_sequence
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.observe.watchdog import STANDSTILL_S, Phase, Stamp, Standstills, watch
 from worker.settings import Settings
 from worker.streams.wakeup import ThreadWakeup

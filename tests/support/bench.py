@@ -9,7 +9,8 @@ from typing import Any
 from tests.support.engines import NUM_BLOCKS, PATIENT, WAIT_S, Reply, new_sequence, wait_until
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
 from tests.support.runners import ScriptedRunner
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel
 from worker.engine.sequence import Deadlines, SequenceState
 from worker.engine.tokenizer import Tokenizer

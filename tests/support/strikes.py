@@ -176,7 +176,7 @@ class Strikes:
 
         def encode_chat_or_raise(messages: list[Message]) -> list[int]:
             for message in messages:
-                check(message.content)
+                check(message.text)
             return encode_chat(messages)
 
         tokenizer.encode = encode_or_raise  # type: ignore[method-assign]

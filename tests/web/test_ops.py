@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from tests.support.apps import app_in_process
-from worker.engine.engine import EngineState
+from worker.engine.admission import EngineState
 from worker.errors import SHUTTING_DOWN, NotReady, Overloaded, RequestError
 from worker.web import ops
 from worker.web.sse import DONE

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from worker.errors import ModelLoadError
+from worker.errors import ModelLoadError, one_line
 from worker.settings import ROOT
 from worker.streams.native import native_sleep, native_spawn, native_waitpid
 
@@ -67,7 +67,7 @@ def main() -> None:
     except RepositoryNotFoundError:
         sys.exit(_say("the hub has no such model, or it is private: check the name, or set HF_TOKEN"))
     except Exception as error:  # whatever the network, the disk or the hub's client raises is the reason
-        sys.exit(_say(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        sys.exit(_say(one_line(error)))
     print(Path(folder))
 
 

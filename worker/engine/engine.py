@@ -49,8 +49,6 @@ from worker.streams.wakeup import ThreadWaiter, Wakeup
 if TYPE_CHECKING:
     from worker.engine.loader import LoadedModel, LoadingProgress
 
-__all__ = ["Engine", "EngineState"]
-
 # How often an idle engine looks around: a drain that was asked for by a flag starts at most this late.
 IDLE_TICK_S = 0.25
 # Deadlines are in seconds; looking at all of them in every step would cost more than the step's bookkeeping.

@@ -40,7 +40,7 @@ from worker.engine.positions import positions_of
 from worker.engine.scheduler import CHEAP_ROWS
 from worker.engine.tokenizer import Tokenizer
 from worker.engine.trace import CannotTrace
-from worker.errors import ModelLoadError
+from worker.errors import ModelLoadError, one_line
 from worker.settings import Settings
 
 # Below this 16 bits save little memory and are slower than float32 on most CPUs, and one core does it all.
@@ -112,7 +112,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     except NotExact as error:
         raise _not_exact(settings, str(error)) from error
     except Exception as error:  # transformers raises whatever its many readers raise; all of it means the same
-        raise ModelLoadError(f"cannot load model {settings.model!r}: {_one_line(error)}") from error
+        raise ModelLoadError(f"cannot load model {settings.model!r}: {one_line(error)}") from error
     report(LoadingProgress("check", _PHASES["check"]))
     num_blocks = max_blocks = settings.max_slots * num_blocks_for(max_context)  # more than that nobody could use
 
@@ -131,12 +131,12 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         if is_out_of_memory(error):
             raise ModelLoadError(
                 f"no memory for a cache of {num_blocks * BLOCK_TOKENS} tokens; lower ENDSTOP_CACHE_MB, "
-                f"ENDSTOP_MAX_SLOTS or ENDSTOP_MAX_CONTEXT ({_one_line(error)})"
+                f"ENDSTOP_MAX_SLOTS or ENDSTOP_MAX_CONTEXT ({one_line(error)})"
             ) from error
         if isinstance(error, ModelLoadError):  # which says all, and is not cut
             raise ModelLoadError(f"model {settings.model!r}: {error}") from error
         # the model's own code, on its first input
-        raise ModelLoadError(f"model {settings.model!r} does not compute: {_one_line(error)}") from error
+        raise ModelLoadError(f"model {settings.model!r} does not compute: {one_line(error)}") from error
     if fallback_reason and settings.deterministic:
         raise _not_exact(settings, f"it is computed row by row, and a prompt as it is cut ({fallback_reason})")
     if num_blocks < 1:
@@ -158,7 +158,7 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         description += f"; without native kernels, which take half the time: {native.why_not}"
         description += "; python -m worker.engine.native builds them"
     if device != "cpu" and not kernels.has_triton(torch.device(device)):
-        description += f"; attention by torch, without Triton's kernels ({_flat(kernels.why_no_triton())})"
+        description += f"; attention by torch, without Triton's kernels ({one_line(kernels.why_no_triton())})"
     return LoadedModel(
         runner,
         tokenizer,
@@ -201,7 +201,7 @@ def _trace(runner: PackedRunner, settings: Settings, max_context: int, device: s
             return f"decode in CUDA graphs of {_capture(runner, settings, max_context, device)} rows"
         why_not_fused = runner.trace(max_context)
     except CannotTrace as reason:
-        return f"decode in Python ({_one_line(reason)})"
+        return f"decode in Python ({one_line(reason)})"
     return f"decode traced, not fused ({why_not_fused})" if why_not_fused else "decode traced and fused"
 
 
@@ -215,7 +215,7 @@ def _capture(runner: PackedRunner, settings: Settings, max_context: int, device:
         wanting = "no memory for" if is_out_of_memory(error) else f"{device} failed at"
         raise ModelLoadError(
             f"{wanting} CUDA graphs beside the cache; lower ENDSTOP_CACHE_MB or ENDSTOP_MAX_SLOTS, or set "
-            f"ENDSTOP_TRACE=off ({_one_line(error)})"
+            f"ENDSTOP_TRACE=off ({one_line(error)})"
         ) from error
     return ", ".join(map(str, sizes))
 
@@ -324,11 +324,3 @@ def _eos_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:
 def _silence_transformers() -> None:
     # Warnings would be printed under logging's lock, from this thread. What matters is raised, or in our own log.
     transformers_logging.set_verbosity(logging.CRITICAL)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_flat(str(error))}"
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())[:300]

@@ -24,7 +24,10 @@ from worker.engine.memory import is_out_of_memory
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.engine.trace import TracedDecode
-from worker.errors import ModelLoadError
+from worker.errors import ModelLoadError, one_line
+
+# Characters of a reason: short enough that two of them are read to their end.
+NO_LONGER_THAN = 150
 
 
 class ModelRunner(Protocol):
@@ -241,7 +244,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
             raise ModelLoadError(
                 f"models of the kind {model.config.model_type!r} are not supported: {error}"
             ) from error
-        reason = _one_line(error)
+        reason = one_line(error, NO_LONGER_THAN)
     model.set_attn_implementation(implementation)
     row_by_row = FallbackRunner(model)
     try:
@@ -250,7 +253,7 @@ def new_runner(model: Any, num_blocks: Callable[[int], int], *, is_exact: bool =
     except Exception as error:  # whatever a model's code may raise that keeps another cache
         if is_out_of_memory(error):
             raise
-        problem = _one_line(error)
+        problem = one_line(error, NO_LONGER_THAN)
     if problem:
         raise ModelLoadError(
             f"models of the kind {model.config.model_type!r} are not supported (packed: {reason}; row by row, with the "
@@ -285,12 +288,8 @@ def check_last_position(runner: PackedRunner, max_context: int) -> None:
                 range(max_context), True, lo=2, key=lambda length: failure(length) is not None
             )
             advice = f"ENDSTOP_MAX_CONTEXT={too_long - 1} would do"
-        raise ModelLoadError(f"the model fails at position {max_context - 1}; {advice} ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    """Short enough that two of them are read to their end."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        reason = one_line(error, NO_LONGER_THAN)
+        raise ModelLoadError(f"the model fails at position {max_context - 1}; {advice} ({reason})") from error
 
 
 def _random_prompts(model: Any) -> list[list[int]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from worker.engine.attention import PackedLayout, PagedAttention
 from worker.engine.fuse import fuse
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
+from worker.errors import one_line
 
 
 class CannotTrace(Exception):
@@ -63,7 +64,7 @@ class TracedDecode:
             self._compare(step, max_context)
         except Exception as error:  # of torch's compiler, on an operator that it does not know as we do
             self._recorded = recorded
-            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            return one_line(error)
         return ""
 
     def _compare(self, step: "DecodeStep", max_context: int) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, jsonify
 
-from worker.engine.engine import Engine, EngineState
+from worker.engine.admission import EngineState
+from worker.engine.engine import Engine
 from worker.errors import SHUTTING_DOWN, NotReady, Overloaded
 from worker.web.context import context
 from worker.web.refusals import RETRY_FAILED_S

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from worker.errors import one_line
+
 _HERE = Path(__file__).resolve().parent
 _SOURCES = sorted(_HERE.glob("*.cpp"))
 _HEADERS = sorted(_HERE.glob("*.h"))
@@ -54,7 +56,7 @@ def load() -> bool:
             ops: Any = torch.ops
             ops.load_library(str(path))
     except OSError as error:  # what is whole need not be a library, nor one of this system's
-        why_not = _one_line(str(error))
+        why_not = one_line(str(error))
     return not why_not
 
 
@@ -132,12 +134,8 @@ def _why_not_loaded(path: Path) -> str:
         command = [sys.executable, "-c", _LOADING, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return _one_line(str(error))
-    return _one_line(done.stderr[-300:]) or f"exit code {done.returncode}" if done.returncode else ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+        return one_line(str(error))
+    return one_line(done.stderr[-300:]) or f"exit code {done.returncode}" if done.returncode else ""
 
 
 def _cpu() -> str:
