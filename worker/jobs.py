@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from worker.answer import AnswerFormat
 from worker.body import shorten
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
@@ -18,13 +19,16 @@ from worker.engine.tokenizer import Tokenizer
 from worker.errors import FieldError, InvalidRequest, KeyReused, RequestError, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.job import GroupReader, Job, OnDisconnect
-from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
+from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, check_tools, max_tokens_of
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
 from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Wakeup
+
+# The end of a prompt in which a mark of reasoning is found, whatever pieces it is made of.
+MARK_TOKENS = 16
 
 
 class Jobs:
@@ -139,10 +143,13 @@ class Jobs:
         model = self._engine.model
         deadlines = self._deadlines(request, on_disconnect)
         check_tokens(request, model.vocab_size)
+        check_tools(request, model.tokenizer.answer_format)
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
         check_min_tokens(request, max_tokens)
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer)
+        prompt_end = model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""
+        answer_format = model.tokenizer.answer_format.of_request(request, prompt_end)
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format)
 
     def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect, choice: int) -> Job:
         request = admitted.request
@@ -166,12 +173,13 @@ class Jobs:
             prompt_ids=admitted.prompt_ids,
             params=params,
             sender=sender,
-            detokenizer=admitted.tokenizer.new_detokenizer(),
+            detokenizer=admitted.tokenizer.new_detokenizer(admitted.answer_format.special_marks),
             deadlines=admitted.deadlines,
             narrator=narrator,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
-        job = Job(started, sequence, source, self._engine, self._wakeup, request.on_disconnect or on_disconnect)
+        leaving = request.on_disconnect or on_disconnect
+        job = Job(started, sequence, source, self._engine, self._wakeup, leaving, admitted.answer_format)
         self._engine.submit(sequence)
         self._jobs[job_id] = job
         return job
@@ -258,3 +266,4 @@ class _Admitted:
     max_tokens: int
     deadlines: Deadlines
     tokenizer: Tokenizer
+    answer_format: AnswerFormat

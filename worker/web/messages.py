@@ -351,7 +351,7 @@ class MessagesTranslator:
         """Translate the answer of `job`, which has been asked for in at most `max_tokens` tokens."""
         self._job = job
         self._max_tokens = max_tokens
-        self._parser = AnswerParser(job.answer_format)
+        self._parser = AnswerParser(job.answer_format, job.id)
         self._content: list[dict[str, Any]] = []
         self._is_open = False  # the last block is being written
         self._pieces: list[str] = []  # of what it says

@@ -366,7 +366,7 @@ class ResponseTranslator:
         self._job = job
         self._asked = asked
         self._starting_after = starting_after
-        self._parser = AnswerParser(job.answer_format)
+        self._parser = AnswerParser(job.answer_format, job.id)
         self._output: list[dict[str, Any]] = []
         self._is_open = False  # the last item of the output is being written
         self._pieces: list[str] = []  # of its text or its arguments
