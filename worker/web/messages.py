@@ -13,6 +13,7 @@ from flask import Blueprint, Response, jsonify
 from pydantic import Discriminator, Field, Tag
 
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
@@ -193,9 +194,9 @@ def _choice_kind(value: object) -> str:
 
 
 class Thinking(StrictModel):
-    """Whether the model says something to itself first, which is its own business: its template begins it, or it does.
+    """Whether the model says something to itself first. There is no budget for it but `max_tokens`.
 
-    There is no budget for it but `max_tokens`.
+    adaptive: as its template has it. disabled: only where it never does.
     """
 
     type: Literal["adaptive", "disabled"]
@@ -485,7 +486,7 @@ def _usage_fields(usage: Usage) -> dict[str, Any]:
 def create_message() -> Response:
     """Answer a conversation."""
     body = read_body(MessagesRequest)
-    check_model(body.model)
+    _check(body)
     with naming(_NAMES):
         return respond(
             [body.to_generate()],
@@ -495,9 +496,23 @@ def create_message() -> Response:
         )
 
 
+def _check(body: MessagesFields) -> None:
+    """See that the model is the one that is served, and can do what is asked of it.
+
+    Raises:
+        UnknownModel, NotReady, InvalidRequest: It is not, or cannot.
+    """
+    check_model(body.model)
+    if body.thinking is None or body.thinking.type != "disabled":
+        return
+    if context().engine.model.tokenizer.answer_format.reasoning is not None:
+        message = "is disabled, and this model may say something to itself first; leave thinking out"
+        raise InvalidRequest([FieldError("thinking.type", "unsupported", message)])
+
+
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
     """How long the prompt of a conversation is."""
     body = read_body(CountRequest)
-    check_model(body.model)
+    _check(body)
     return jsonify(input_tokens=context().jobs.count_tokens(body.to_generate()))

@@ -371,6 +371,7 @@ class ResponseTranslator:
         self._is_open = False  # the last item of the output is being written
         self._pieces: list[str] = []  # of its text or its arguments
         self._logprobs: list[dict[str, Any]] = []  # of its text
+        self._num_reasoning_tokens = 0
         self._is_queued = asked.body.background
         self._created_at = int(datetime.fromisoformat(job.started.started_at).timestamp())
         self._told: dict[str, Any] = {}  # the response as the last event has it that has it whole
@@ -397,7 +398,9 @@ class ResponseTranslator:
                 self._tell("in_progress", "in_progress")
             case Token():
                 self._leave_queue()
-                self._write(self._parser.push(event))
+                parts = self._parser.push(event)
+                self._count(event, parts)
+                self._write(parts)
             case End() if failure_of(event) is None:
                 self._leave_queue()
                 self._write(self._parser.flush())
@@ -409,6 +412,12 @@ class ResponseTranslator:
         if self._is_queued:
             self._is_queued = False
             self._tell("in_progress", "in_progress")
+
+    def _count(self, token: Token, parts: list[Part]) -> None:
+        """Tokens are reasoning until there is something else. Their marks, which the model writes too, are counted."""
+        is_reasoning = all(isinstance(part, Reasoning) for part in parts)
+        if is_reasoning and all(item["type"] == "reasoning" for item in self._output):
+            self._num_reasoning_tokens += token.count
 
     def _end(self, end: End) -> None:
         is_cut = end.stop_reason is StopReason.MAX_TOKENS
@@ -565,20 +574,20 @@ class ResponseTranslator:
             "top_logprobs": body.top_logprobs,
             "top_p": body.top_p,
             "truncation": body.truncation,
-            "usage": None if usage is None else _usage_fields(usage),
+            "usage": None if usage is None else self._usage_fields(usage),
             "user": body.user,
         }
 
-
-def _usage_fields(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        # Nobody pays for what is written to the cache: it is not counted.
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.total_tokens,
-    }
+    def _usage_fields(self, usage: Usage) -> dict[str, Any]:
+        has_reasoning = any(item["type"] == "reasoning" for item in self._output)
+        return {
+            "input_tokens": usage.prompt_tokens,
+            # Nobody pays for what is written to the cache: it is not counted.
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens if has_reasoning else 0},
+            "total_tokens": usage.total_tokens,
+        }
 
 
 def _without_bytes(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
