@@ -1,6 +1,6 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, wakeups, web
+from tests.mutations import channels, clients, engine, faults, jobs, process, steps, wakeups, web, wires
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -11,6 +11,7 @@ MUTATIONS: list[Mutation] = [
     *steps.MUTATIONS,
     *jobs.MUTATIONS,
     *web.MUTATIONS,
+    *wires.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]

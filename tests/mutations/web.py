@@ -260,10 +260,12 @@ _ADMISSION = [
         "who gets no place to read makes no job, of OpenAI's routes",
         """\
     with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+        jobs, headers = start_jobs(
+            requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens
+        )
 """,
         """\
-    jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+    jobs, headers = start_jobs(requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens)
     with shared.streams.reserve() as place:
 """,
         "tests/web/test_admission.py::test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key",
@@ -276,8 +278,8 @@ _ADMISSION = [
     ),
     chat(
         "a limit is called what the client has called it",
-        '            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error\n',
-        "            error\n",
+        '{"max_tokens": "max_completion_tokens"}',
+        "{}",
         "tests/web/test_admission.py::test_a_limit_is_called_what_the_client_has_called_it",
     ),
     openai(

@@ -11,8 +11,11 @@ import requests
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types.shared import ErrorResponse
 
+from tests.support.apps import app_in_process
 from tests.support.sdk_types import assert_exact, by_type
 from tests.support.servers import RawStream, Server
+from worker.answer import AnswerFormat
+from worker.web.context import EXTENSION
 
 pytestmark = pytest.mark.slow
 
@@ -259,6 +262,21 @@ def test_what_is_not_supported_is_refused_by_name(gated: Server, fields: dict[st
     assert_exact(ErrorResponse, error, allowed=("details",))
     assert error["error"]["type"] == "invalid_request_error"
     assert named in error["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_thinking_is_not_turned_off_where_the_model_may_think(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"model": "endstop-tiny", "messages": USER, "thinking": {"type": "disabled"}}
+    body |= {"max_tokens": 1} if path == "/v1/messages" else {}
+    with app_in_process() as app:
+        app.extensions["runner"].open()
+        assert app.test_client().post(path, json=body).status_code == 200
+        tokenizer = app.extensions[EXTENSION].engine.model.tokenizer
+        monkeypatch.setattr(tokenizer, "answer_format", AnswerFormat(reasoning=("<think>", "</think>")))
+        refused = app.test_client().post(path, json=body)
+        assert refused.status_code == 400
+        assert refused.get_json()["error"]["message"].startswith("thinking.type: is disabled")
+        assert app.test_client().post(path, json=body | {"thinking": {"type": "adaptive"}}).status_code == 200
 
 
 def test_each_refusal_has_its_type(gated: Server, client: anthropic.Anthropic) -> None:

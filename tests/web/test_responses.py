@@ -11,6 +11,8 @@ import requests
 from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 
+from tests.support.apps import app_in_process
+from tests.support.engines import wait_until
 from tests.support.sdk_types import assert_exact, by_type
 from tests.support.servers import RawStream, Server
 
@@ -375,7 +377,7 @@ def test_a_cancelled_response_says_so_to_everybody(gated: Server, client: openai
     with RawStream(gated, "POST", "/v1/responses", STREAM | {"background": True}) as raw:
         first = json.loads(raw.read_until(b"\n\n").split(b"\n")[1].removeprefix(b"data: "))
         raw.read_until(b'"delta":"a"')
-        gated.allow("open")
+        gated.allow("pace/20")
         cancelled = client.responses.cancel(first["response"]["id"])
         events = events_in(raw.read_all())
     response = assert_told_once(events)
@@ -386,6 +388,26 @@ def test_a_cancelled_response_says_so_to_everybody(gated: Server, client: openai
     assert show(gated, response["id"]) == response
     assert client.responses.cancel(response["id"]).status == "cancelled", "idempotent"
     gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
+
+
+def test_who_cancels_is_told_of_the_end() -> None:
+    with app_in_process() as app:
+        client = app.test_client()
+        app.extensions["runner"].pace_s = 0.05
+        app.extensions["runner"].open()
+        asked = client.post("/v1/responses", json=ASK | {"background": True}).get_json()
+        assert client.post(f"/v1/responses/{asked['id']}/cancel").get_json()["status"] == "cancelled"
+
+
+def test_a_response_in_the_background_is_no_orphan() -> None:
+    with app_in_process(orphan_ttl_s=0.01) as app:
+        client = app.test_client()
+        asked = client.post("/v1/responses", json=ASK | {"background": True}).get_json()
+        orphan = client.post("/v1/jobs", json={"prompt": "hello"}).get_json()
+        app.extensions["runner"].pace_s = 0.001
+        app.extensions["runner"].open()
+        wait_until(lambda: client.get(f"/v1/jobs/{orphan['job_id']}").get_json()["state"] == "CANCELLED")
+        wait_until(lambda: client.get(f"/v1/responses/{asked['id']}").get_json()["status"] == "incomplete")
 
 
 def test_a_deleted_response_is_gone(gated: Server, client: openai.OpenAI) -> None:
@@ -405,6 +427,8 @@ def test_who_reads_a_deleted_response_is_told_the_end(gated: Server, client: ope
         first = json.loads(raw.read_until(b"\n\n").split(b"\n")[1].removeprefix(b"data: "))
         raw.read_until(b'"delta":"a"')
         client.responses.delete(first["response"]["id"])
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(first["response"]["id"])
         gated.allow(2)
         assert assert_told_once(events_in(raw.read_all()))["status"] == "cancelled"
 
@@ -461,7 +485,7 @@ def test_a_response_without_an_answer_is_not_continued(gated: Server, client: op
     with pytest.raises(openai.BadRequestError, match="has not ended") as raised:
         client.responses.create(**ASK, previous_response_id=asked["id"])
     assert raised.value.param == "previous_response_id"
-    gated.allow("open")
+    gated.allow("pace/20")
     client.responses.cancel(asked["id"])
     with pytest.raises(openai.BadRequestError, match="has no answer"):
         client.responses.create(**ASK, previous_response_id=asked["id"])

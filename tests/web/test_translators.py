@@ -17,7 +17,7 @@ from worker.answer import AnswerFormat, CallFormat
 from worker.body import parse_body
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
 from worker.web.messages import MessagesRequest, MessagesTranslator
-from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of
+from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of, _said_before
 
 FORMAT = AnswerFormat(reasoning=("<think>", "</think>"), calls=CallFormat.HERMES, tool_names=frozenset({"look", "go"}))
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "go")]
@@ -96,6 +96,24 @@ def test_a_call_that_is_cut_off_is_not_complete() -> None:
     message = MessagesTranslator(job(), 9).whole(list(enumerate(events_of(CALL[:-20], 3, StopReason.MAX_TOKENS))))
     assert message["content"] == []
     assert message["stop_reason"] == "max_tokens"
+
+
+def test_a_call_that_is_not_closed_is_not_complete() -> None:
+    """The model has ended in the middle of it."""
+    response = ResponseTranslator(job(), asked()).whole(list(enumerate(events_of(CALL[:-20], 3))))
+    assert response["status"] == "completed"
+    assert [item["status"] for item in response["output"]] == ["incomplete"]
+
+
+def test_a_call_that_is_cut_off_is_nothing_to_be_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = events_of("I see." + CALL + CALL[:-20], 3, StopReason.MAX_TOKENS)
+    ended: Any = job()
+    ended.events = lambda: events
+    ended.status = lambda: SimpleNamespace(terminal=events[-1])
+    monkeypatch.setattr("worker.web.responses._find", lambda response_id: (ended, asked()))
+    [said] = _said_before("resp_j")
+    assert said.text == "I see."
+    assert [call.function.name for call in said.tool_calls or ()] == ["look"]
 
 
 @pytest.mark.parametrize(
