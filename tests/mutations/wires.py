@@ -32,7 +32,7 @@ _RESPONSES = [
         "HEAD makes no reader of a response",
         '    if request.method == "HEAD":',
         "    if False:",
-        "test_events_that_are_not_there_yet_are_refused[gthread]",
+        "test_head_of_a_response_makes_no_reader",
     ),
     responses(
         "a response in the background goes on without its client",
