@@ -213,17 +213,24 @@ class MessagesFields(StrictModel):
     """What says how long a prompt is."""
 
     model: str
+    """The model that is served."""
     messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    """The conversation that is answered: text, calls, what they gave back, thinking. The last is not the model's."""
     system: Texts | None = None
+    """A system message in front of the conversation."""
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, default_factory=list)]
+    """Functions that the model may call. There are no tools of the server's own."""
     tool_choice: (
         Annotated[
             Annotated[ModeChoice, Tag("=mode")] | Annotated[ToolChoice, Tag("=tool")], Discriminator(_choice_kind)
         ]
         | None
     ) = None
+    """Whether a tool is called, or which one, and whether more than one."""
     thinking: Thinking | None = None
+    """`adaptive`: as the model's template has it. `disabled`: only where the model never does. There is no budget."""
     cache_control: CacheControl | None = None
+    """Nothing depends on it: prompts that begin alike share what was computed, without being asked."""
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
@@ -260,13 +267,21 @@ class MessagesRequest(MessagesFields):
     """Body of `POST /v1/messages`."""
 
     max_tokens: MaxTokens
+    """The longest answer, in tokens. Where the context leaves less, the answer may end with it."""
     temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+    """How freely the next token is drawn; 0: always the likeliest."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens are drawn from; 0: all."""
     stop_sequences: StopStrings | None = None
+    """Texts that end the answer. They are not part of it."""
     stream: bool = False
+    """Whether the answer comes in events as it is generated."""
     metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] = "auto"  # there is one
+    """For the caller's own records; nothing depends on it."""
+    service_tier: Literal["auto", "standard_only"] = "auto"
+    """There is one."""
 
     def to_generate(self) -> GenerateRequest:
         """The same request in the internal vocabulary, but for `max_tokens`: it has to be given here, and may be more

@@ -222,27 +222,47 @@ class ResponseRequest(SamplingFields):
     """Body of `POST /v1/responses`."""
 
     model: str | None = None
+    """The model that is served, or nothing."""
     input: Input
+    """What is answered: a text, or a list of messages, calls, what they gave back, and reasoning. Text only."""
     instructions: str | None = None
+    """A system message in front of the conversation. It is not carried on by `previous_response_id`."""
     previous_response_id: str | None = None
+    """A stored response, which has ended well and is still kept, that the input goes on from."""
     max_output_tokens: MaxTokens | None = None
+    """The longest answer, in tokens. Prompt and answer share the context, and the default is what the prompt leaves."""
     text: TextOptions = TextOptions()
+    """The form that the answer must have."""
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, default_factory=list)]
+    """Functions that the model may call. There are no tools of other types."""
     tool_choice: Choice = "auto"
+    """Whether a tool is called, or which one."""
     parallel_tool_calls: bool = True
+    """Whether an answer may have more than one call."""
     include: Annotated[list[Literal["message.output_text.logprobs"]], Field(default_factory=list)]
+    """`message.output_text.logprobs`: each token comes with how likely it was."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+    """How many of the likeliest tokens are told with each token."""
     stream: bool = False
+    """Whether the answer comes in events as it is generated."""
     stream_options: StreamOptions | None = None
+    """Only with `stream: true`."""
     background: bool = False
+    """Whether the answer goes on without a reader. It is then asked for by its id."""
     store: bool = True
+    """Whether the response can be asked for by its id, until ENDSTOP_JOB_TTL_S after its end."""
     truncation: Literal["disabled"] = "disabled"
+    """Input that is too long is refused."""
     service_tier: Literal["auto", "default"] = "auto"
-    # For the caller's own records: nothing here depends on them. Prompts that begin alike share what was computed.
+    """There is one."""
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    """For the caller's own records; nothing depends on it."""
     user: str | None = None
+    """A tag for the caller's own records; nothing depends on it."""
     safety_identifier: str | None = None
+    """OpenAI's newer name of `user`; nothing depends on it."""
     prompt_cache_key: str | None = None
+    """Nothing depends on it: prompts that begin alike share what was computed, without being asked."""
 
     @property
     def num_logprobs(self) -> int | None:
