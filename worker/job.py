@@ -301,8 +301,9 @@ class GroupReader:
                 found.append((number, event))
                 if is_failure(event):
                     self.is_done = True
-                    for job in self.jobs:
-                        job.cancel("engine")
+                    for other in self._readers:
+                        if not other.is_done:  # of one that has ended somebody else has told the outcome
+                            other.job.cancel("engine")
                     return found
         self.is_done = all(reader.is_done for reader in self._readers)
         return found

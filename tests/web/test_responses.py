@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import openai
 import pytest
+from flask import Response
 from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
 
@@ -415,7 +416,12 @@ def test_head_of_a_response_makes_no_reader() -> None:
     """Flask answers it as a GET, and throws the body away without closing it."""
     kept = []
     with app_in_process() as app:
-        app.after_request(lambda response: kept.append(response) or response)  # so that the collector does not clean up
+
+        @app.after_request
+        def keep(response: Response) -> Response:
+            kept.append(response)  # so that it is not the collector who cleans up
+            return response
+
         client = app.test_client()
         asked = client.post("/v1/responses", json=ASK | {"background": True}).get_json()
         assert client.head(f"/v1/responses/{asked['id']}?stream=true").mimetype == "text/event-stream"

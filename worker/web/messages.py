@@ -7,14 +7,14 @@ holds every event.
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Discriminator, Field, Tag
 
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
 from worker.errors import FieldError, InvalidRequest
-from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
+from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
     MAX_TOOLS,
@@ -390,6 +390,10 @@ class MessagesTranslator:
                 error = failure_of(event)
                 assert error is not None
                 self._encoded.append(encode_event(anthropic_error(error.message, error.status, error.code)))
+            case Narration() | Metrics():
+                pass
+            case _:
+                assert_never(event)
         encoded, self._encoded = self._encoded, []
         return b"".join(encoded)
 

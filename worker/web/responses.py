@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import Discriminator, Field, Tag, TypeAdapter
@@ -18,7 +18,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
 from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest, UnknownJob
-from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
+from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
     MAX_TOOLS,
@@ -427,6 +427,10 @@ class ResponseTranslator:
                 self._end(event)
             case End() | Failure():
                 self._fail(event)
+            case Narration() | Metrics():
+                pass
+            case _:
+                assert_never(event)
 
     def _leave_queue(self) -> None:
         if self._is_queued:
