@@ -11,8 +11,8 @@ when these are closed. They are passed on as the model writes them, piece by pie
 import json
 import re
 from collections import deque
-from collections.abc import Collection, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from worker.events import Token, TokenLogprob
@@ -73,13 +73,15 @@ class CallFormat(StrEnum):
         it by engine/conversation.py.
     LLAMA3: `{"name": ..., "parameters": {...}}` and nothing around it, where the answer begins or behind
         `<|python_tag|>`; several with `;` between.
-    MISTRAL: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, or of later models `[TOOL_CALLS]name[ARGS]{...}`
-        for each, with `[CALL_ID]` and an id in between or not.
+    MISTRAL: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`.
+    MISTRAL_NAMED: `[TOOL_CALLS]name[ARGS]{...}` for each, with `[CALL_ID]` and an id in between or not. Later models of
+        Mistral's. Both are understood of both.
     """
 
     HERMES = "hermes"
     LLAMA3 = "llama3"
     MISTRAL = "mistral"
+    MISTRAL_NAMED = "mistral-named"
 
 
 # The first is in front of calls, the others between or behind.
@@ -89,6 +91,7 @@ _CALL_MARKS = {
     CallFormat.HERMES: ("<tool_call>", _CLOSING),
     CallFormat.LLAMA3: ("<|python_tag|>",),
     CallFormat.MISTRAL: ("[TOOL_CALLS]", _CALL_ID, _ARGUMENTS),
+    CallFormat.MISTRAL_NAMED: ("[TOOL_CALLS]", _CALL_ID, _ARGUMENTS),
 }
 
 # DeepSeek, Qwen and most others; EXAONE Deep; Mistral's Magistral; Cohere; Seed-OSS.
@@ -114,7 +117,8 @@ class AnswerFormat:
         calls: How calls are written; None: there are none.
         tool_names: The tools that may be called.
         has_many_calls: Whether an answer may have more than one. If not, it is over behind the first.
-        special_marks: Marks that are tokens without text in an answer. The detokenizer shows them, for the parser.
+        special_marks: Marks that are tokens without text in an answer, and their ids. The detokenizer shows them, for
+            the parser.
     """
 
     reasoning: tuple[str, str] | None = None
@@ -122,7 +126,7 @@ class AnswerFormat:
     calls: CallFormat | None = None
     tool_names: frozenset[str] = frozenset()
     has_many_calls: bool = True
-    special_marks: frozenset[str] = frozenset()
+    special_marks: Mapping[str, int] = field(default_factory=dict)
 
     def of_request(self, request: GenerateRequest, prompt_end: str) -> "AnswerFormat":
         """What of it the answer to a request may have.
@@ -142,19 +146,19 @@ class AnswerFormat:
             calls=calls,
             tool_names=names,
             has_many_calls=request.parallel_tool_calls,
-            special_marks=self.special_marks & marks,
+            special_marks={mark: token_id for mark, token_id in self.special_marks.items() if mark in marks},
         )
 
 
 PLAIN = AnswerFormat()
 
 
-def answer_format_of(template: str | None, special_tokens: Collection[str]) -> AnswerFormat:
+def answer_format_of(template: str | None, special_tokens: Mapping[str, int]) -> AnswerFormat:
     """Find how a model marks its answers.
 
     Args:
         template: Its chat template, that for tools if there are several.
-        special_tokens: The tokens of its tokenizer that have no text in an answer.
+        special_tokens: The tokens of its tokenizer that have no text in an answer, and their ids.
 
     Returns:
         Without `calls` if the template knows tools and writes calls in a way that is not known here.
@@ -164,7 +168,8 @@ def answer_format_of(template: str | None, special_tokens: Collection[str]) -> A
     reasoning = next((marks for marks in _REASONING_MARKS if marks[1] in template), None)
     calls = _call_format_of(template)
     marks = {*(reasoning or ()), *(_CALL_MARKS[calls] if calls else ())}
-    return AnswerFormat(reasoning=reasoning, calls=calls, special_marks=frozenset(marks.intersection(special_tokens)))
+    special_marks = {mark: special_tokens[mark] for mark in sorted(marks) if mark in special_tokens}
+    return AnswerFormat(reasoning=reasoning, calls=calls, special_marks=special_marks)
 
 
 def knows_tools(template: str | None) -> bool:
@@ -176,7 +181,7 @@ def _call_format_of(template: str) -> CallFormat | None:
     if not knows_tools(template):
         return CallFormat.HERMES
     if "[TOOL_CALLS]" in template:
-        return CallFormat.MISTRAL
+        return CallFormat.MISTRAL_NAMED if _ARGUMENTS in template else CallFormat.MISTRAL
     if "<tool_call>" in template:
         return None if any(mark in template for mark in _NO_JSON) else CallFormat.HERMES
     if "<|python_tag|>" in template or '{"name": function name, "parameters":' in template:
@@ -363,7 +368,7 @@ class AnswerParser:
         """The calls at the beginning of the rest, behind a mark. False, and nothing taken, if there are none."""
         at = yield from self._skip(0)
         at = yield from self._skip(at + len(mark))
-        if self._format.calls is CallFormat.MISTRAL:
+        if self._format.calls in (CallFormat.MISTRAL, CallFormat.MISTRAL_NAMED):
             is_array = self._has("[", at)
             if not (yield from (self._array(at) if is_array else self._named(at))):
                 return False

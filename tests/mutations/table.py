@@ -1,6 +1,6 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, wakeups, web, wires
+from tests.mutations import channels, clients, engine, faults, jobs, process, steps, tools, wakeups, web, wires
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -12,6 +12,7 @@ MUTATIONS: list[Mutation] = [
     *jobs.MUTATIONS,
     *web.MUTATIONS,
     *wires.MUTATIONS,
+    *tools.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]

@@ -9,7 +9,7 @@ Source: "Writing a chat template" and "Tool use" in transformers' documentation;
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from worker.answer import knows_tools
@@ -32,7 +32,7 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def schemas(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def schemas(tools: Collection[Tool]) -> list[dict[str, Any]]:
     """Tools as a template reads them."""
     found = []
     for tool in tools:
@@ -45,7 +45,7 @@ def schemas(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     return found
 
 
-def turns(messages: Sequence[Message], tools: Sequence[Tool], template: str | None) -> list[dict[str, Any]]:
+def turns(messages: Sequence[Message], tools: Collection[Tool], template: str | None) -> list[dict[str, Any]]:
     """The messages as `template` reads them.
 
     Args:
@@ -94,7 +94,7 @@ def _short(call_id: str) -> str:
 # ---- for templates that know no tools
 
 
-def _plain_turns(messages: Sequence[Message], tools: Sequence[Tool], has_developer: bool) -> list[dict[str, Any]]:
+def _plain_turns(messages: Sequence[Message], tools: Collection[Tool], has_developer: bool) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     description = _DESCRIPTION.format(tools="\n".join(map(_json, schemas(tools)))) if tools else ""
     if description and messages[0].role not in ("system", "developer"):

@@ -10,8 +10,9 @@ generation thread. It leaves here as a RuntimeError. Torch-free.
 
 import copy
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from worker.answer import answer_format_of
@@ -34,6 +35,7 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,7 +104,7 @@ class Tokenizer:
         """How many tokens a raw prompt has at least. A count of bytes, without the work of encoding. Any thread."""
         return 0 if self._span is None else -(-len(text.encode()) // self._span)
 
-    def encode_chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Collection[Tool] = ()) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next turn begins. Any thread.
 
         Args:
@@ -115,7 +117,7 @@ class Tokenizer:
         has_template = self._template(bool(tools)) is not None
         return self._encode(self._write(messages, tools), add_special_tokens=not has_template)
 
-    def min_chat_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
+    def min_chat_tokens(self, messages: list[Message], tools: Collection[Tool] = ()) -> int:
         """How many tokens a conversation has at least, once the template has written it: it may leave some out.
 
         Raises:
@@ -130,7 +132,7 @@ class Tokenizer:
             own = own.get("tool_use" if has_tools and "tool_use" in own else "default")
         return own or None
 
-    def _write(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _write(self, messages: list[Message], tools: Collection[Tool]) -> str:
         own = self._template(bool(tools))
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -173,13 +175,13 @@ class Tokenizer:
         encoding: list[int] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return encoding
 
-    def new_detokenizer(self, shown: Collection[str] = ()) -> IncrementalDetokenizer:
+    def new_detokenizer(self, shown: Mapping[str, int] = _NONE) -> IncrementalDetokenizer:
         """A detokenizer for one stream. Any thread may make it; only the generation thread uses it.
 
         Args:
-            shown: Special tokens that are part of the text.
+            shown: Special tokens that are part of the text, by name.
         """
-        marks = {self._special[mark]: mark for mark in shown}
+        marks = {token_id: mark for mark, token_id in shown.items()}
         if self._token_bytes is not None:
             return ByteLevelDetokenizer(self._token_bytes, marks)
         return WindowDetokenizer(self._decode, self._token_of_id, self._special_ids, marks)
