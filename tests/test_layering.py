@@ -1,6 +1,7 @@
 """Imports run one way.
 
-web -> jobs -> job, prompts -> engine -> streams, observe -> body, answer -> request, events, errors, settings
+web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer
+    -> request, events, errors, settings
 """
 
 import ast
@@ -17,8 +18,9 @@ FILES = sorted((ROOT / "worker").rglob("*.py"))
 LEVELS = [
     {"worker.request", "worker.events", "worker.errors", "worker.settings"},
     {"worker.streams", "worker.observe", "worker.body", "worker.answer"},
+    {"worker.structure"},
     {"worker.engine"},
-    {"worker.job", "worker.prompts"},
+    {"worker.job", "worker.prompts", "worker.grammars", "worker.call_grammar"},
     {"worker.jobs"},
     {"worker.web"},
     # what starts a process, or talks to one from outside: nobody imports these
@@ -28,7 +30,7 @@ LEVELS = [
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 TOP = len(LEVELS) - 1
 
-TORCH = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "triton"}
+TORCH = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "triton", "llguidance"}
 FLASK = {"flask", "werkzeug", "gunicorn"}
 
 # In the room of torch, and without it.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from worker.body import MAX_DEPTH, MAX_VALUES, parse_body
 from worker.errors import FieldError, InvalidRequest
 from worker.request import (
+    STRUCTURES,
     GenerateRequest,
     Message,
     SamplingFields,
@@ -89,7 +90,9 @@ def test_every_sampling_field_arrives() -> None:
     assert parse(logprobs=4).sampling(3).logprobs == 4
     assert params == SamplingParams(max_tokens=3, **lists, **chosen)
     others = {"max_tokens", "logprobs"}  # APIs name them differently
-    assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__) - others, "a parameter that nobody can set"
+    assert set(SamplingFields.model_fields) - set(STRUCTURES) == set(SamplingParams.__slots__) - others, (
+        "a parameter that nobody can set"
+    )
 
 
 def test_one_stop_string_may_come_without_a_list() -> None:
@@ -118,6 +121,10 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
     ("ignore_eos", [True, False]),
     ("min_tokens", [0, 1, 10**9]),
     ("stop", ["x", "x" * 100, ["a", "b", "c", "d"], []]),
+    ("response_format", [{"type": "text"}, {"type": "json_object"}, {"type": "text", "json_schema": None}]),
+    ("regex", ["a", "("]),
+    ("choice", [["a"], ["a", "a"], ["x" * 1000]]),
+    ("grammar", ["start: A"]),
     ("narrate", [True, False]),
     ("on_disconnect", ["cancel", "continue"]),
     ("deadline_s", [0.001, 1, 1e6]),
@@ -164,6 +171,10 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("stop_token_ids", [list(range(65)), 5, "5", {}]),
     ("ignore_eos", ["true", 1, 0]),
     ("min_tokens", [-1, 1.0, "1", True]),
+    ("response_format", ["text", 1, [], True]),
+    ("regex", ["", 1, ["a"]]),
+    ("choice", [[], "a", {}]),
+    ("grammar", ["", 1, []]),
     ("narrate", ["true", 1, 0]),
     ("on_disconnect", ["ignore", "", 1, True]),
     ("deadline_s", [0, -1, float("nan"), float("inf"), "5", True]),
@@ -212,6 +223,7 @@ BAD_ARGUMENTS = ["messages.0.tool_calls.0.function.arguments"]
 
 def test_tokens_that_are_refused_are_named() -> None:
     assert refused_fields(stop_token_ids=[1, -1, True]) == ["stop_token_ids.1", "stop_token_ids.2"]
+    assert refused_fields(choice=["a", "", "x" * 1001, 1]) == ["choice.1", "choice.2", "choice.3"]
     assert refused_fields(prompt=[1, -1, "x"]) == ["prompt.1", "prompt.2"]
     for name, bias in (("5", 101), ("5", float("nan")), ("5", "1"), ("-1", 1), ("x", 1), ("1.5", 1), ("1" * 10, 1)):
         (field,) = refused_fields(logit_bias={name: bias})
@@ -649,7 +661,7 @@ def test_every_shared_field_is_translated() -> None:
         "min_tokens": 1,
         "max_tokens": 9,
     }
-    tools: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    tools: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "auto", "parallel_tool_calls": False}
     assert parse_body(CompletionRequest, body(**chosen)).to_generate() == [parse(**chosen)]
     chat = parse_body(ChatCompletionRequest, body(messages=HELLO, **chosen, **tools)).to_generate()
     assert chat == parse(messages=HELLO, **chosen, **tools)
@@ -670,7 +682,6 @@ def test_every_shared_field_is_translated() -> None:
         ({"stream_options": {"include_usage": True}}, ["body"]),
         ({"max_tokens": 1, "max_completion_tokens": 1}, ["body"]),
         ({"tools": []}, ["tools"]),
-        ({"response_format": {"type": "json_object"}}, ["response_format"]),
         ({"messages": None}, ["messages"]),
         ({"narrate": True}, ["narrate"]),
     ],

@@ -139,10 +139,13 @@ class AnswerFormat:
             return PLAIN
         names = frozenset(tool.function.name for tool in request.offered_tools)
         calls = self.calls if names else None
-        marks = {*(self.reasoning or ()), *(_CALL_MARKS[calls] if calls else ())}
+        # An answer of a given form is that from its first token.
+        reasoning = None if request.has_form else self.reasoning
+        marks = {*(reasoning or ()), *(_CALL_MARKS[calls] if calls else ())}
         return replace(
             self,
-            is_reasoning=self.reasoning is not None and prompt_end.rstrip().endswith(self.reasoning[0]),
+            reasoning=reasoning,
+            is_reasoning=reasoning is not None and prompt_end.rstrip().endswith(reasoning[0]),
             calls=calls,
             tool_names=names,
             has_many_calls=request.parallel_tool_calls,

@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 
 from worker.answer import AnswerFormat
 from worker.body import shorten
+from worker.call_grammar import structure_of_calls
+from worker.engine.constraints import Constraint
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import FieldError, InvalidRequest, KeyReused, RequestError, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
+from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
 from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, check_tools, max_tokens_of
 from worker.request import GenerateRequest
@@ -26,6 +29,7 @@ from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge,
 from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Wakeup
+from worker.structure import structure_of
 
 # The end of a prompt in which a mark of reasoning is found, whatever pieces it is made of.
 MARK_TOKENS = 16
@@ -43,6 +47,7 @@ class Jobs:
         self._keys_lock = new_lock()
         self._keyed: dict[str, tuple[list[Job], bytes]] = {}
         self._encoder = PromptEncoder()
+        self._grammars = Grammars()
 
     def start_once(
         self,
@@ -71,7 +76,7 @@ class Jobs:
             known = self._known(key)
         if known is None:
             # Outside of the lock, which greenlets wait for natively: a long prompt would stop everybody.
-            admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
+            admitted = [self._admit(request, on_disconnect, num_choices, default_max_tokens) for request in requests]
             with self._keys_lock:
                 known = self._known(key)
                 if known is None:
@@ -114,7 +119,7 @@ class Jobs:
             InvalidRequest: One can never fit, its deadline is above the server's, or there are too many.
         """
         self._check_number(len(requests) * num_choices)
-        admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
+        admitted = [self._admit(request, on_disconnect, num_choices, default_max_tokens) for request in requests]
         return self._launch_all(admitted, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
@@ -137,7 +142,7 @@ class Jobs:
         return jobs
 
     def _admit(
-        self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None
+        self, request: GenerateRequest, on_disconnect: OnDisconnect, num_choices: int, default_max_tokens: int | None
     ) -> "_Admitted":
         self._engine.check_room()  # before the work of encoding
         model = self._engine.model
@@ -149,7 +154,9 @@ class Jobs:
         check_min_tokens(request, max_tokens)
         prompt_end = model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""
         answer_format = model.tokenizer.answer_format.of_request(request, prompt_end)
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format)
+        structure = structure_of_calls(request, answer_format) or structure_of(request, answer_format)
+        constraints = [self._grammars.constraint(structure, model) for _ in range(num_choices)] if structure else []
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
     def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect, choice: int) -> Job:
         request = admitted.request
@@ -176,6 +183,7 @@ class Jobs:
             detokenizer=admitted.tokenizer.new_detokenizer(admitted.answer_format.special_marks),
             deadlines=admitted.deadlines,
             narrator=narrator,
+            constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
         leaving = request.on_disconnect or on_disconnect
@@ -267,3 +275,4 @@ class _Admitted:
     deadlines: Deadlines
     tokenizer: Tokenizer
     answer_format: AnswerFormat
+    constraints: list[Constraint]  # one for each choice, or none

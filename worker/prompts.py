@@ -115,9 +115,6 @@ def check_tools(request: GenerateRequest, format: AnswerFormat) -> None:
             "cannot be used: the model's chat template writes calls in a form that is not known here; leave it out"
         )
         raise InvalidRequest([FieldError("tools", "chat_template", message)])
-    if request.has_to_call:
-        message = "must be none or auto: that the model calls is not enforced; leave it out"
-        raise InvalidRequest([FieldError("tool_choice", "not_enforced", message)])
 
 
 def max_tokens_of(

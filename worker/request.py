@@ -8,7 +8,7 @@ bytes. Pure: no I/O, any thread.
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
@@ -29,6 +30,7 @@ MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
 MAX_TOOLS = 128  # OpenAI's
+MAX_CHOICE_CHARACTERS = 1000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
@@ -41,6 +43,7 @@ TokenId = Annotated[int, Field(ge=0)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 MaxTokens = Annotated[int, Field(ge=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Choice = Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,48 @@ class Message(StrictModel):
 Messages = Annotated[list[Message], Field(min_length=1)]
 
 
+class JsonSchema(StrictModel):
+    """OpenAI's `response_format.json_schema`. A schema is always kept to, whatever `strict` says."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None  # for the caller's own records: the model is shown neither this nor the schema
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]  # pydantic has the name for itself
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema_where_it_needs_one(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("json_schema", "json_schema goes with type 'json_schema' and with no other")
+        return self
+
+
+# How a request says what form its answer must have.
+STRUCTURES = ("response_format", "regex", "choice", "grammar")
+# What would cut such an answer, or keep it from ending.
+_CUTS = ("stop", "stop_token_ids", "ignore_eos", "min_tokens")
+
+
+def _structures_in(data: dict[str, Any]) -> list[str]:
+    """Which of them raw data has."""
+    return [name for name in STRUCTURES if name in data and data[name] != {"type": "text"}]
+
+
+def _cuts_in(data: dict[str, Any], field: str) -> list[str]:
+    """What does not go with a field that says what form the answer must have."""
+    return [
+        f"{name} does not go with {field}: it could cut the answer or keep it from ending; leave one of them out"
+        for name in _CUTS
+        if data.get(name)
+    ]
+
+
 class SamplingFields(StrictModel):
     """The fields that every generating route shares. How each names the limit of an answer is its own."""
 
@@ -204,6 +249,17 @@ class SamplingFields(StrictModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    response_format: ResponseFormat | None = None
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    choice: Annotated[list[Choice], Field(min_length=1)] | None = None
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+
+    @classmethod
+    def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        given = _structures_in(data)
+        if len(given) > 1:
+            return [f"give at most one of {', '.join(STRUCTURES)}, and not {' and '.join(given)}"]
+        return _cuts_in(data, given[0]) if given else []
 
     def sampling(self, max_tokens: int) -> SamplingParams:
         """The validated parameters, with the limit that the context leaves."""
@@ -229,6 +285,12 @@ class SamplingFields(StrictModel):
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are told with each token; None: nothing is. APIs name it differently."""
         return None
+
+    @property
+    def has_form(self) -> bool:
+        """Whether it says what form the whole answer must have."""
+        is_text = self.response_format is None or self.response_format.type == "text"
+        return not is_text or not self.regex == self.choice == self.grammar is None
 
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -281,9 +343,6 @@ ToolChoice = Annotated[
     Discriminator(_choice_kind),
 ]
 
-# What gives an answer a form that has no place for calls.
-_FORMS = ("response_format", "regex", "choice", "grammar")
-
 
 class ToolFields(StrictModel):
     """What a conversation may say of tools."""
@@ -316,9 +375,13 @@ class ToolFields(StrictModel):
         wanted = _names_of([choice])
         if wanted and wanted[0] not in names:
             found.append(f"tool_choice names {wanted[0]!r:.70}, which is none of the tools; add it or name another")
-        forms = [name for name in _FORMS if name in data and not _is_plain(data[name])]
-        if forms and choice != "none":
-            found.append(f"{forms[0]} and tools do not go together; leave one out, or set tool_choice to none")
+        if choice != "none":
+            found += [
+                f"{name} and tools do not go together; leave one out, or set tool_choice to none"
+                for name in _structures_in(data)
+            ]
+        if choice == "required" or wanted:
+            found += _cuts_in(data, "tool_choice")
         return found
 
 
@@ -331,10 +394,6 @@ def _names_of(tools: object) -> list[str]:
         if isinstance(name, str):
             found.append(name)
     return found
-
-
-def _is_plain(form: object) -> bool:
-    return form is None or (isinstance(form, dict) and form.get("type") == "text")
 
 
 class GenerateRequest(ToolFields, SamplingFields):

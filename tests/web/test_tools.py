@@ -178,7 +178,7 @@ def test_without_tools_there_are_no_calls(client: openai.OpenAI, family: str) ->
 
 def test_what_is_no_call_is_text(client: openai.OpenAI, family: str) -> None:
     text = called(family, ("unknown", ROME))
-    [choice] = ask(client, text).choices
+    [choice] = ask(client, text, tools=[TIME]).choices  # not strict: that could not be written then
     assert choice.message.content == text.replace("[TOOL_CALLS]", "").replace("[ARGS]", "")
     assert choice.message.tool_calls is None
     assert choice.finish_reason == "stop"
@@ -194,6 +194,76 @@ def test_several_choices_have_calls_of_their_own(client: openai.OpenAI, family: 
     answer = ask(client, called(family, ("weather", ROME)), n=2)
     ids = [choice.message.tool_calls[0].id for choice in answer.choices]
     assert len(set(ids)) == 2
+
+
+# ---- calls that have to be
+
+CITIES = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+ENUM: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": CITIES | {"additionalProperties": False}},
+}
+
+
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_call_that_has_to_be_is_made_and_fits_the_schema(
+    client: openai.OpenAI, family: str, choice: Any, is_streamed: bool
+) -> None:
+    wish = called(family, ("weather", '{"town": 5}'))
+    asked: Any = {"tools": [ENUM], "tool_choice": choice, "parallel_tool_calls": False, "temperature": 0}
+    if is_streamed:
+        with client.chat.completions.stream(model="endstop-tiny", messages=[say(wish)], **asked) as stream:
+            [answer] = stream.get_final_completion().choices
+    else:
+        [answer] = ask(client, wish, **asked).choices
+    assert answer.finish_reason == "tool_calls"
+    assert not answer.message.content
+    [call] = answer.message.tool_calls or ()
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_one_of_several_tools_is_named(client: openai.OpenAI, family: str) -> None:
+    [choice] = ask(
+        client,
+        called(family, ("weather", ROME)),
+        tool_choice={"type": "function", "function": {"name": "time"}},
+        temperature=0,
+    ).choices
+    assert_calls(choice.message, ("time", "{}"))
+
+
+def test_several_calls_may_have_to_be(client: openai.OpenAI, family: str) -> None:
+    text = called(family, ("weather", ROME), ("time", "{}"))
+    [choice] = ask(client, text, tool_choice="required").choices
+    assert_calls(choice.message, ("weather", ROME), ("time", "{}"))
+    [choice] = ask(client, text, tool_choice="required", parallel_tool_calls=False).choices
+    assert_calls(choice.message, ("weather", ROME))
+
+
+# ---- calls that may be, of tools that are strict
+
+STRICT: Any = {"type": "function", "function": ENUM["function"] | {"strict": True}}
+
+
+def test_a_call_of_a_strict_tool_fits_its_schema(client: openai.OpenAI, family: str) -> None:
+    wish = called(family, ("weather", '{"town": 5}'))
+    [choice] = ask(client, wish, tools=[STRICT, TIME], parallel_tool_calls=False, temperature=0).choices
+    [call] = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    [loose] = ask(client, wish, tools=[ENUM, TIME], temperature=0).choices
+    assert_calls(loose.message, ("weather", '{"town": 5}'))
+
+
+def test_strict_tools_leave_other_text_as_it_is(client: openai.OpenAI, family: str) -> None:
+    for text in ("It rains.", '[1, {"a": "<b>"}]', "", "{}"):
+        [choice] = ask(client, text, tools=[STRICT]).choices
+        assert (choice.message.content, choice.message.tool_calls) == (text, None)
 
 
 # ---- reasoning
@@ -244,6 +314,29 @@ def test_a_prompt_that_has_ended_the_reasoning_leaves_none(thinking: openai.Open
     [choice] = thinking.chat.completions.create(model="endstop-tiny", messages=messages).choices
     assert choice.message.content == "Yes."
     assert not choice.message.model_extra
+
+
+@pytest.mark.parametrize(
+    ("thinking", "text"),
+    [
+        (templates.QWEN3, "<think>\nhm\n</think>\n\nNo."),
+        (templates.DEEPSEEK_R1, "hm\n</think>\n\nNo."),
+        (templates.MAGISTRAL, "[THINK]hm[/THINK]No."),
+    ],
+    indirect=["thinking"],
+)
+def test_a_call_that_has_to_be_is_made_behind_the_reasoning(thinking: openai.OpenAI, text: str) -> None:
+    [choice] = ask(thinking, text, tools=[TIME], tool_choice="required", temperature=0).choices
+    assert choice.message.model_extra == {"reasoning_content": "hm"}
+    assert_calls(choice.message, ("time", "{}"))
+    assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("thinking", [templates.DEEPSEEK_R1], indirect=True)
+def test_an_answer_of_a_given_form_has_no_reasoning(thinking: openai.OpenAI) -> None:
+    form: Any = {"type": "json_object"}
+    [choice] = ask(thinking, '{"a": 1}', tools=openai.omit, response_format=form).choices
+    assert choice.message.content == '{"a": 1}'
 
 
 # ---- what cannot be had

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.admission import Admission, EngineState
-from worker.engine.delivery import deliver_token, narrate_places, narrate_starts, spelled
+from worker.engine.constraints import MaskThread
+from worker.engine.delivery import deliver_rest, deliver_token, narrate_places, narrate_starts, spelled
 from worker.engine.draws import Draw, draw_tokens, draws_of
 from worker.engine.endings import end_event, failure_event, overdue_event
 from worker.engine.kv_cache import BlockPool
@@ -81,6 +82,7 @@ class Engine:
         self._supervisor = Supervisor(settings, self._admission, self._records, lambda: self.on_dead())
         self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
         self._scheduler.forget = self._forget
+        self._mask_thread = MaskThread()
         self._waiter = ThreadWaiter()
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
@@ -218,6 +220,7 @@ class Engine:
             self._die(error)
         finally:
             self._model = None  # frees the tensors on this thread
+            self._mask_thread.close()
             self._supervisor.begin(Phase.ENDED)
             self._admission.thread_ended()
             self._supervisor.done.release()
@@ -372,7 +375,10 @@ class Engine:
             try:
                 if i in tokens.failures:
                     raise tokens.failures[i]
-                self._advance(sequence, tokens.token_ids[i], now, tokens.logprobs.get(i))
+                if i in tokens.complete:
+                    self._complete(sequence)
+                else:
+                    self._advance(sequence, tokens.token_ids[i], now, tokens.logprobs.get(i))
             except GenerationFailed as error:
                 self._fail(sequence, error)
             except ChannelBroken:
@@ -392,9 +398,18 @@ class Engine:
         if self._is_sharing:
             self._scheduler.publish(sequence)
         told = spelled(logprobs, token_id, self._model.tokenizer.spell) if logprobs is not None else None
+        if sequence.constraint is not None:
+            sequence.constraint.advance(token_id)
         reason = deliver_token(sequence, token_id, now, told)
         if reason is not None:
             self._finish(sequence, end_event(sequence, reason))
+        elif sequence.constraint is not None:
+            self._mask_thread.find(sequence.constraint)
+
+    def _complete(self, sequence: Sequence) -> None:
+        """End an answer to which its grammar lets nothing be added, which only looking for the next token has shown."""
+        deliver_rest(sequence)
+        self._finish(sequence, end_event(sequence, StopReason.EOS))
 
     def _cancel(self, sequence: Sequence, by: str) -> None:
         """End a sequence that nobody wants any more. Who said so first is named."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from worker.engine.constraints import Constraint
 from worker.engine.detokenizer import IncrementalDetokenizer
 from worker.engine.logprobs import HeldLogprobs
 from worker.engine.lookup import Lookup
@@ -53,6 +54,7 @@ class Sequence:
     detokenizer: IncrementalDetokenizer
     deadlines: Deadlines
     narrator: Narrator | None = None
+    constraint: Constraint | None = None  # what the answer may be, if not any text
     submitted_at: float = field(default_factory=time.monotonic)
 
     # set by Engine.cancel, from any thread; the next step ends the sequence

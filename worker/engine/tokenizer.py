@@ -4,16 +4,14 @@ Law: whatever two threads share is only read. A tokenizer of the `tokenizers` li
 thread uses it raises `Already borrowed`, so encoding changes nothing (transformers' own `encode` sets truncation and
 padding each time), and decoding is done on a copy. No lock is held while a long text is encoded: a greenlet that waited
 for a native one would stop everybody.
-A panic of the library is a `BaseException`, which passes every `except Exception` on its way up and would end the
-generation thread. It leaves here as a RuntimeError. Torch-free.
+A panic of the library leaves here as a RuntimeError. Torch-free.
 """
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping
-from functools import wraps
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from worker.answer import answer_format_of
 from worker.engine.conversation import schemas, turns
@@ -25,6 +23,7 @@ from worker.engine.detokenizer import (
     WindowDetokenizer,
     is_byte_level,
 )
+from worker.engine.panics import without_panics
 from worker.engine.token_span import token_span
 from worker.errors import FieldError, InvalidRequest
 from worker.request import Message, Tool
@@ -37,21 +36,30 @@ DEFAULT_CHAT_TEMPLATE = (
 
 _NONE: Mapping[str, int] = MappingProxyType({})
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_without_panics = without_panics("the tokenizers library")
 
 
-def _without_panics(call: Callable[P, R]) -> Callable[P, R]:
-    @wraps(call)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return call(*args, **kwargs)
-        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as panic:  # `pyo3_runtime.PanicException`, which has no module to import it from
-            raise RuntimeError(f"the tokenizers library has panicked: {panic}") from panic
+def _drops_first_space(decoder: dict[str, Any] | None) -> bool | None:
+    """See `Tokenizer.drops_first_space`. Of all decoders only two kinds join tokens as they are.
 
-    return guarded
+    Args:
+        decoder: Of a tokenizer.json: `ByteLevel`, or that of SentencePiece's BPE with byte fallback.
+    """
+    match decoder:
+        case {"type": "ByteLevel"}:
+            return False
+        case {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                *rest,
+            ],
+        }:
+            if rest in ([], [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]):
+                return bool(rest)
+    return None
 
 
 class Tokenizer:
@@ -60,6 +68,8 @@ class Tokenizer:
     Attributes:
         is_shareable: Whether several threads may encode at once. Not with a tokenizer in plain Python.
         answer_format: How the model marks reasoning and calls.
+        drops_first_space: Whether a text loses a space at its beginning. None: what a token adds to a text depends on
+            those around it.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -69,6 +79,7 @@ class Tokenizer:
         self._backend = backend
         self.is_shareable = backend is not None
         self._span: int | None = None
+        self.drops_first_space: bool | None = None
         self._token_bytes: TokenBytes | None = None
         if backend is None:
             self._decode_copy = copy.deepcopy(tokenizer)
@@ -87,8 +98,14 @@ class Tokenizer:
         self._token_of_id = _without_panics(self._decode_copy.id_to_token)
         description = self._decode_copy.to_str()
         self._span = token_span(json.loads(description))
+        self.drops_first_space = _drops_first_space(json.loads(description).get("decoder"))
         if is_byte_level(description):
             self._token_bytes = TokenBytes(self._token_of_id, self._special_ids)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that have no text in an answer."""
+        return self._special_ids
 
     @property
     def eos_id(self) -> int | None:
@@ -153,18 +170,21 @@ class Tokenizer:
 
         A special token, which has no text in an answer, is spelled by its name. Generation thread only.
         """
-        token = self._token_of_id(token_id)
-        if token is None:  # a row of the embedding without a token behind it
-            return "", b""
-        if token_id in self._special_ids:
-            data = token.encode()
-        elif self._token_bytes is not None:
-            data = self._token_bytes[token_id]
-        elif BYTE_TOKEN.fullmatch(token):
-            data = bytes([int(token[3:5], 16)])
-        else:  # SentencePiece writes its spaces in this way
-            data = token.replace("\u2581", " ").encode()
+        data = self.spell_bytes(token_id)
         return data.decode("utf-8", "replace"), data
+
+    def spell_bytes(self, token_id: int) -> bytes:
+        """The same as bytes alone. Any thread: it changes nothing."""
+        token: str | None = self._token_of_id(token_id)
+        if token is None:  # a row of the embedding without a token behind it
+            return b""
+        if token_id in self._special_ids:
+            return token.encode()
+        if self._token_bytes is not None:
+            return self._token_bytes[token_id]
+        if BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace("\u2581", " ").encode()  # SentencePiece writes its spaces in this way
 
     @_without_panics
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
