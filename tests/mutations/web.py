@@ -278,8 +278,8 @@ _ADMISSION = [
     ),
     chat(
         "a limit is called what the client has called it",
-        '{"max_tokens": "max_completion_tokens"}',
-        "{}",
+        'limit if field == "max_tokens" else field',
+        "field",
         "tests/web/test_admission.py::test_a_limit_is_called_what_the_client_has_called_it",
     ),
     openai(

@@ -15,9 +15,10 @@ from tests.web.test_messages import events_in as message_events_in
 from tests.web.test_responses import assert_told_once, events_in
 from worker.answer import AnswerFormat, CallFormat
 from worker.body import parse_body
+from worker.errors import InvalidRequest
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
 from worker.web.messages import MessagesRequest, MessagesTranslator
-from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of, _said_before
+from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of, _name_of, _said_before
 
 FORMAT = AnswerFormat(reasoning=("<think>", "</think>"), calls=CallFormat.HERMES, tool_names=frozenset({"look", "go"}))
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "go")]
@@ -25,6 +26,7 @@ CALL = '<tool_call>{"name": "look", "arguments": {"at": "this"}}</tool_call>'
 ANSWER = "<think>\nwhat is it\n</think>\nI see." + CALL + '<tool_call>{"name": "go", "arguments": {}}</tool_call>'
 STARTED = Started("j", "endstop-tiny", "2026-01-01T00:00:00.000+00:00")
 USAGE = Usage(20, 9, 4)
+USER = {"role": "user", "content": "x"}
 
 
 def job() -> Any:
@@ -164,7 +166,9 @@ def test_the_items_of_an_answer_are_a_message_of_the_next_request() -> None:
         {"type": "function_call_output", "call_id": look["call_id"], "output": "a house"},
         {"type": "function_call_output", "call_id": go["call_id"], "output": [{"type": "input_text", "text": "there"}]},
     ]
-    _, said, seen, gone = _messages_of(asked(input=items).body.input)
+    body = asked(input=items).body
+    assert Asked(body, []).num_bytes > len(json.dumps(items)) / 2
+    _, said, seen, gone = _messages_of(body.input)
     assert said.role == "assistant"
     assert said.reasoning_content == "what is it"
     assert said.text == "I see."
@@ -240,3 +244,84 @@ def test_tools_of_responses_are_tools(choice: Any, inner: str) -> None:
     named = generate.tool_choice
     assert (named if isinstance(named, str | None) else named.function.name) == inner
     assert generate.parallel_tool_calls is False
+
+
+# ---- the form of an answer
+
+SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ({"type": "text"}, "text"),
+        ({"type": "json_object"}, "json_object"),
+        ({"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}, "json_schema"),
+    ],
+)
+def test_the_format_of_a_response_is_that_of_its_answer(form: Any, kind: str) -> None:
+    body = asked(text={"format": form}, tools=None).body
+    inner = body.to_generate([]).response_format
+    assert inner is not None
+    assert inner.type == kind
+    assert (inner.json_schema.schema_ if inner.json_schema else None) == (SCHEMA if kind == "json_schema" else None)
+    response = ResponseTranslator(job(), Asked(body, [])).whole(list(enumerate(events_of("I see.", 3))))
+    assert_exact(Response, response)
+    assert response["text"]["format"] == form
+
+
+def test_the_format_of_a_message_is_that_of_its_answer() -> None:
+    raw = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    raw["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    inner = parse_body(MessagesRequest, json.dumps(raw).encode()).to_generate().response_format
+    assert inner is not None
+    assert inner.json_schema is not None
+    assert inner.json_schema.schema_ == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "says"),
+    [
+        (
+            ResponseRequest,
+            {"text": {"format": {"type": "json_object"}}, "stop": "x"},
+            "stop does not go with text.format",
+        ),
+        (
+            ResponseRequest,
+            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS},
+            "text.format and tools do not go",
+        ),
+        (ResponseRequest, {"response_format": {"type": "json_object"}}, "is called text.format here"),
+        (ResponseRequest, {"tools": [*TOOLS, TOOLS[0]]}, "2 tools have the name 'look'"),
+        (ResponseRequest, {"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice names 'x'"),
+        (
+            MessagesRequest,
+            {"output_config": {"format": {"type": "json_schema", "schema": {}}}, "stop_sequences": ["x"]},
+            "stop_sequences does not go with output_config.format",
+        ),
+        (
+            MessagesRequest,
+            {"tools": [{"name": "a", "input_schema": {}}] * 2},
+            "2 tools have the name 'a'",
+        ),
+        (
+            MessagesRequest,
+            {"tools": [{"name": "a", "input_schema": {}}], "tool_choice": {"type": "tool", "name": "b"}},
+            "tool_choice names 'b'",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_the_words_of_the_route(schema: Any, fields: Any, says: str) -> None:
+    least = {"input": "x"} if schema is ResponseRequest else {"model": "m", "max_tokens": 9, "messages": [USER]}
+    with pytest.raises(InvalidRequest) as raised:
+        parse_body(schema, json.dumps(least | fields).encode())
+    assert [error for error in raised.value.errors if error.constraint == "conflict"]
+    assert says in raised.value.message
+
+
+def test_refusals_name_fields_as_the_route_does() -> None:
+    assert _name_of("tools.0.function.strict") == "tools.0.strict"
+    assert _name_of("response_format.json_schema.schema") == "text.format.schema"
+    assert _name_of("max_tokens") == "max_output_tokens"
+    assert _name_of("seed") == "seed"

@@ -1,6 +1,6 @@
 """From a validated request to its response, streamed or whole, for every API whose answer is one response."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -35,16 +35,16 @@ def check_model(name: str | None) -> None:
 
 
 @contextmanager
-def naming(names: Mapping[str, str]) -> Iterator[None]:
+def naming(name_of: Callable[[str], str]) -> Iterator[None]:
     """Refusals in this block name their fields as the client knows them.
 
     Args:
-        names: Of fields of the internal vocabulary, in that of the route.
+        name_of: From the name of a field in the internal vocabulary to that in the route's.
     """
     try:
         yield
     except InvalidRequest as refusal:
-        renamed = [replace(error, field=names.get(error.field, error.field)) for error in refusal.errors]
+        renamed = [replace(error, field=name_of(error.field)) for error in refusal.errors]
         raise InvalidRequest(renamed) from refusal
 
 

@@ -140,7 +140,8 @@ def chat_completions() -> Response:
     """Answer a conversation."""
     body = read_body(ChatCompletionRequest)
     check_model(body.model)
-    with naming({} if body.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}):
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    with naming(lambda field: limit if field == "max_tokens" else field):
         return respond(
             [body.to_generate()],
             lambda jobs: ChatTranslator(jobs, body.n, body.include_usage),

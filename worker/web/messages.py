@@ -22,10 +22,13 @@ from worker.request import (
     CalledFunction,
     Function,
     GenerateRequest,
+    JsonSchema,
     MaxTokens,
     Message,
     NamedFunction,
     NamedTool,
+    ResponseFormat,
+    SamplingFields,
     StopStrings,
     StrictModel,
     Tool,
@@ -41,7 +44,12 @@ from worker.web.sse import encode_event
 
 blueprint = Blueprint("messages", __name__)
 
-_NAMES = {"stop": "stop_sequences"}
+# Fields of the internal vocabulary, and what they are called here.
+_NAMES = {
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "response_format.json_schema.schema": "output_config.format.schema",
+}
 
 
 # --- The body
@@ -203,6 +211,19 @@ class Thinking(StrictModel):
     display: None = None
 
 
+class SchemaFormat(StrictModel):
+    """JSON that fits a schema."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]  # pydantic has the name for itself
+
+
+class OutputConfig(StrictModel):
+    """What form the answer must have."""
+
+    format: SchemaFormat | None = None
+
+
 class Metadata(StrictModel):
     """For the caller's own records: nothing here depends on it."""
 
@@ -229,17 +250,24 @@ class MessagesFields(StrictModel):
     """Whether a tool is called, or which one, and whether more than one."""
     thinking: Thinking | None = None
     """`adaptive`: as the model's template has it. `disabled`: only where the model never does. There is no budget."""
+    output_config: OutputConfig | None = None
+    """`format`: a JSON schema that the answer fits."""
     cache_control: CacheControl | None = None
     """Nothing depends on it: prompts that begin alike share what was computed, without being asked."""
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
-        found = super().conflicts(data)
+        inner = _inner(data)
+        found = SamplingFields.conflicts(inner)
         messages = data.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
         if isinstance(last, dict) and last.get("role") == "assistant":
             found.append("the last message is the assistant's, and an answer that is begun is not continued; remove it")
-        return found + _tool_conflicts(data)
+        if inner.get("tools"):
+            found += ToolFields.conflicts(inner)
+        elif _choice_type(data) in ("any", "tool"):
+            found.append("tool_choice asks for a call, and there are no tools; give some")
+        return [_in_our_words(message) for message in found]
 
     def conversation_fields(self) -> dict[str, Any]:
         """What of the internal vocabulary says how long a prompt is."""
@@ -252,6 +280,9 @@ class MessagesFields(StrictModel):
                 "tool_choice": _choice_of(self.tool_choice),
                 "parallel_tool_calls": is_parallel,
             }
+        if self.output_config is not None and self.output_config.format is not None:
+            schema = JsonSchema.model_construct(name="answer", schema_=self.output_config.format.schema_)
+            fields["response_format"] = ResponseFormat.model_construct(type="json_schema", json_schema=schema)
         return fields
 
 
@@ -295,15 +326,32 @@ class MessagesRequest(MessagesFields):
         )
 
 
-def _tool_conflicts(data: dict[str, Any]) -> list[str]:
-    """As those of chat completions, which look for names one level deeper."""
-    tools, choice = data.get("tools"), data.get("tool_choice")
-    kind = choice.get("type") if isinstance(choice, dict) else None
-    if not tools:
-        return ["tool_choice asks for a call, and there are no tools; give some"] if kind in ("any", "tool") else []
-    wrapped: dict[str, Any] = {"tools": [{"function": tool} for tool in tools] if isinstance(tools, list) else tools}
-    wrapped["tool_choice"] = {"function": choice} if kind == "tool" else kind
-    return ToolFields.conflicts(wrapped)
+def _inner(data: dict[str, Any]) -> dict[str, Any]:
+    """Raw data as the conflicts of chat completions know it: functions and schemas are one level deeper there."""
+    tools, choice, output = data.get("tools"), data.get("tool_choice"), data.get("output_config")
+    inner = {"stop": data["stop_sequences"]} if "stop_sequences" in data else {}
+    if isinstance(output, dict) and output.get("format") is not None:
+        inner["response_format"] = output["format"]
+    if isinstance(tools, list) and tools:
+        kind = _choice_type(data)
+        inner["tools"] = [{"function": tool} for tool in tools]
+        inner["tool_choice"] = {"function": choice} if kind == "tool" else "required" if kind == "any" else kind
+    return inner
+
+
+def _choice_type(data: dict[str, Any]) -> object:
+    choice = data.get("tool_choice")
+    return choice.get("type") if isinstance(choice, dict) else None
+
+
+def _in_our_words(message: str) -> str:
+    if message.startswith("stop does not"):
+        message = message.replace("stop", _NAMES["stop"], 1)
+    return message.replace("response_format", _NAMES["response_format"])
+
+
+def _name_of(field: str) -> str:
+    return _NAMES.get(field, field.replace(".function.", "."))
 
 
 def _message(role: str, text: str | None, **more: Any) -> Message:
@@ -506,7 +554,7 @@ def create_message() -> Response:
     """Answer a conversation."""
     body = read_body(MessagesRequest)
     _check(body)
-    with naming(_NAMES):
+    with naming(_name_of):
         return respond(
             [body.to_generate()],
             lambda jobs: MessagesTranslator(jobs[0], body.max_tokens),

@@ -28,10 +28,12 @@ from worker.request import (
     CalledFunction,
     Function,
     GenerateRequest,
+    JsonSchema,
     MaxTokens,
     Message,
     NamedFunction,
     NamedTool,
+    ResponseFormat,
     SamplingFields,
     StrictModel,
     Tool,
@@ -49,7 +51,13 @@ LOGPROBS = "message.output_text.logprobs"
 # A cancelled job ends within one step. Who asks for that is told of the end, not that it is near.
 CANCEL_WAIT_S = 1.0
 
-_NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "logprobs": "top_logprobs"}
+# Fields of the internal vocabulary, and what they are called here.
+_NAMES = {
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+}
 
 
 # --- The body
@@ -73,7 +81,8 @@ class OutputText(StrictModel):
 
 
 def _type_of(value: object, default: str) -> str:
-    kind = value.get("type", default) if isinstance(value, dict) else default
+    # Raw data, or a part that has been validated: pydantic asks again when it writes one.
+    kind = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
     return TAG_PREFIX + str(kind)
 
 
@@ -201,15 +210,28 @@ Choice = Annotated[
 
 
 class PlainFormat(StrictModel):
-    """Text as the model likes."""
+    """Text as the model likes, or any JSON object."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(JsonSchema):
+    """JSON that fits a schema, without the wrapping that chat completions have around it."""
+
+    type: Literal["json_schema"]
+
+
+def _format_kind(value: object) -> str:
+    return TAG_PREFIX + ("schema" if _type_of(value, "text") == "=json_schema" else "plain")
 
 
 class TextOptions(StrictModel):
     """OpenAI's `text`."""
 
-    format: PlainFormat = PlainFormat(type="text")
+    format: Annotated[
+        Annotated[PlainFormat, Tag("=plain")] | Annotated[SchemaFormat, Tag("=schema")], Discriminator(_format_kind)
+    ] = PlainFormat(type="text")
+    verbosity: Literal["medium"] = "medium"
 
 
 class StreamOptions(StrictModel):
@@ -270,12 +292,18 @@ class ResponseRequest(SamplingFields):
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
-        found = super().conflicts(data)
+        inner = _inner(data)
+        found = super().conflicts(inner)
         if "stream_options" in data and data.get("stream") is not True:
             found.append("stream_options is only allowed with stream: true")
         if data.get("background") is True and data.get("store") is False:
             found.append("background and store: false do not go together: nobody could ask for the answer")
-        return found + _tool_conflicts(data)
+        if inner.get("tools"):
+            found += ToolFields.conflicts(inner)
+        elif data.get("tool_choice", "auto") not in ("none", "auto"):
+            found.append("tool_choice asks for a call, and there are no tools; give some")
+        found = [message.replace("response_format", "text.format") for message in found]
+        return [*found, "response_format is called text.format here"] if "response_format" in data else found
 
     def to_generate(self, conversation: list[Message]) -> GenerateRequest:
         """The same request in the internal vocabulary."""
@@ -285,6 +313,7 @@ class ResponseRequest(SamplingFields):
             "messages": instructions + conversation,
             "max_tokens": self.max_output_tokens,
             "logprobs": self.num_logprobs,
+            "response_format": _response_format(self.text.format),
         }
         if self.tools:
             fields |= {
@@ -295,14 +324,27 @@ class ResponseRequest(SamplingFields):
         return GenerateRequest.model_construct(**fields)
 
 
-def _tool_conflicts(data: dict[str, Any]) -> list[str]:
-    """As those of chat completions, which look for names one level deeper."""
-    tools, choice = data.get("tools"), data.get("tool_choice", "auto")
-    if not tools:
-        return [] if choice in ("none", "auto") else ["tool_choice asks for a call, and there are no tools; give some"]
-    wrapped: dict[str, Any] = {"tools": [{"function": tool} for tool in tools] if isinstance(tools, list) else tools}
-    wrapped["tool_choice"] = {"function": choice} if isinstance(choice, dict) else choice
-    return ToolFields.conflicts(wrapped)
+def _inner(data: dict[str, Any]) -> dict[str, Any]:
+    """Raw data as the conflicts of chat completions know it: functions and schemas are one level deeper there."""
+    tools, choice, text = data.get("tools"), data.get("tool_choice"), data.get("text")
+    inner = {name: value for name, value in data.items() if name not in ("response_format", "tools")}
+    if isinstance(text, dict) and text.get("format") is not None:
+        inner["response_format"] = text["format"]
+    if isinstance(tools, list) and tools:
+        inner["tools"] = [{"function": tool} for tool in tools]
+        inner["tool_choice"] = {"function": choice} if isinstance(choice, dict) else choice
+    return inner
+
+
+def _name_of(field: str) -> str:
+    return _NAMES.get(field, field.replace(".function.", "."))
+
+
+def _response_format(form: PlainFormat | SchemaFormat) -> ResponseFormat | None:
+    if isinstance(form, SchemaFormat):
+        schema = JsonSchema.model_construct(**{name: getattr(form, name) for name in JsonSchema.model_fields})
+        return ResponseFormat.model_construct(type="json_schema", json_schema=schema)
+    return ResponseFormat(type=form.type)
 
 
 def _message(role: str, text: str | None, **more: Any) -> Message:
@@ -592,7 +634,7 @@ class ResponseTranslator:
             "safety_identifier": body.safety_identifier,
             "service_tier": "default",
             "temperature": body.temperature,
-            "text": body.text.model_dump(),
+            "text": body.text.model_dump(by_alias=True, exclude_none=True),
             "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
             "tools": [tool.model_dump() for tool in body.tools],
             "top_logprobs": body.top_logprobs,
@@ -645,7 +687,7 @@ def create_response() -> Response:
         # Of two requests with one idempotency key, the first has made the job.
         return ResponseTranslator(job, job.note if isinstance(job.note, Asked) else asked)
 
-    with naming(_NAMES):
+    with naming(_name_of):
         if body.background and not body.stream:
             jobs, headers = start_jobs([generate], "continue")
             response = jsonify(translator_for(jobs).response("queued"))
