@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import anthropic
+import httpx2
 import pytest
 import requests
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types.shared import ErrorResponse
 
+from tests.support import templates
 from tests.support.apps import app_in_process
 from tests.support.sdk_types import assert_exact, by_type
 from tests.support.servers import RawStream, Server
+from tests.support.speakers import say, speaking_app
 from worker.answer import AnswerFormat
 from worker.web.context import EXTENSION
 
@@ -319,3 +322,74 @@ def test_an_idempotency_key_makes_one_message(gated: Server, client: anthropic.A
     assert client.messages.create(**ASK, extra_headers=header).id == first.id
     with pytest.raises(anthropic.UnprocessableEntityError):
         client.messages.create(**ASK | {"max_tokens": 2}, extra_headers=header)
+
+
+# ---- tools, thinking and forms
+
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_fits_its_schema(gated: Server, client: anthropic.Anthropic) -> None:
+    gated.allow(1000)
+    answer = client.messages.create(
+        model="endstop-tiny",
+        max_tokens=200,
+        messages=USER,
+        output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
+    )
+    assert answer.stop_reason == "end_turn"
+    [block] = answer.content
+    assert block.type == "text"
+    assert json.loads(block.text)["city"] in ("Rome", "Oslo")
+
+
+def test_a_schema_that_nobody_can_keep_to_is_refused_by_name(gated: Server) -> None:
+    form = {"format": {"type": "json_schema", "schema": {"type": "nonsense"}}}
+    answer = gated.post("/v1/messages", RAW | {"output_config": form})
+    assert answer.status_code == 400
+    assert "output_config.format.schema: cannot be kept to" in answer.json()["error"]["message"]
+
+
+def test_a_call_is_answered_and_goes_on() -> None:
+    call = '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "Weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    tools: Any = [{"name": "Weather", "input_schema": SCHEMA}]
+    with speaking_app(templates.QWEN3) as app:
+        transport = httpx2.WSGITransport(app=app)
+        with anthropic.Anthropic(
+            base_url="http://endstop", api_key="none", max_retries=0, http_client=httpx2.Client(transport=transport)
+        ) as client:
+            ask: Any = {"model": "endstop-tiny", "max_tokens": 200, "tools": tools}
+            asked: Any = say(call)
+            with client.messages.stream(**ask, messages=[asked]) as events:
+                first = events.get_final_message()
+            assert first.stop_reason == "tool_use"
+            thinking, called = first.content
+            assert thinking.type == "thinking"
+            assert thinking.thinking == "hm"
+            assert called.type == "tool_use"
+            assert called.input == {"city": "Rome"}
+            text = say("Take an umbrella.")["content"]
+            results: Any = [
+                {"type": "tool_result", "tool_use_id": called.id, "content": "it rains"},
+                {"type": "text", "text": text},
+            ]
+            messages: Any = [
+                asked,
+                {"role": "assistant", "content": first.content},
+                {"role": "user", "content": results},
+            ]
+            then = client.messages.create(**ask, messages=messages)
+            assert [(block.type, getattr(block, "text", "")) for block in then.content] == [
+                ("text", "Take an umbrella.")
+            ]
+            assert then.stop_reason == "end_turn"
+            count = client.messages.count_tokens(model="endstop-tiny", messages=messages, tools=tools)
+            assert count.input_tokens == then.usage.input_tokens + (then.usage.cache_read_input_tokens or 0)
+            forced = client.messages.create(**ask, messages=[asked], tool_choice={"type": "tool", "name": "Weather"})
+            assert [block.type for block in forced.content if block.type != "thinking"] == ["tool_use"]
+            assert forced.stop_reason == "tool_use"

@@ -3,18 +3,22 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import httpx2
 import openai
 import pytest
 from flask import Response
 from openai.types.responses import Response as OpenAIResponse
 from openai.types.responses import ResponseStreamEvent
+from pydantic import BaseModel
 
+from tests.support import templates
 from tests.support.apps import app_in_process
 from tests.support.engines import wait_until
 from tests.support.sdk_types import assert_exact, by_type
 from tests.support.servers import RawStream, Server
+from tests.support.speakers import say, speaking_app
 from worker.web.context import EXTENSION
 
 pytestmark = pytest.mark.slow
@@ -511,3 +515,63 @@ def test_a_response_without_an_answer_is_not_continued(gated: Server, client: op
     client.responses.cancel(asked["id"])
     with pytest.raises(openai.BadRequestError, match="has no answer"):
         client.responses.create(**ASK, previous_response_id=asked["id"])
+
+
+# ---- tools, reasoning and forms
+
+
+class Weather(BaseModel):
+    """What an answer is parsed to, and what a tool takes."""
+
+    city: Literal["Rome", "Oslo"]
+
+
+def test_the_client_parses_a_response_to_its_users_types(gated: Server, client: openai.OpenAI) -> None:
+    gated.allow(1000)
+    parsed = client.responses.parse(model="endstop-tiny", input="hello", text_format=Weather)
+    assert parsed.status == "completed"
+    assert parsed.output_parsed is not None
+    with client.responses.stream(model="endstop-tiny", input="hello", text_format=Weather) as events:
+        assert events.get_final_response().output_parsed is not None
+
+
+def test_a_schema_that_nobody_can_keep_to_is_refused_by_name(gated: Server, client: openai.OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nonsense"}}}
+    with pytest.raises(openai.BadRequestError, match="cannot be kept to") as raised:
+        client.responses.create(**ASK, text=form)
+    assert raised.value.param == "text.format.schema"
+
+
+def test_a_call_is_answered_and_goes_on() -> None:
+    call = '<think>\nhm\n</think>\n\n<tool_call>\n{"name": "Weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    tools: Any = [{"type": "function", "name": "Weather", "parameters": Weather.model_json_schema()}]
+    with speaking_app(templates.QWEN3) as app:
+        transport = httpx2.WSGITransport(app=app)
+        with openai.OpenAI(
+            base_url="http://endstop/v1", api_key="none", max_retries=0, http_client=httpx2.Client(transport=transport)
+        ) as client:
+            asked: Any = [say(call)]
+            with client.responses.stream(model="endstop-tiny", input=asked, tools=tools) as events:
+                first = events.get_final_response()
+            reasoning, called = first.output
+            assert reasoning.type == "reasoning"
+            assert called.type == "function_call"
+            assert json.loads(called.arguments) == {"city": "Rome"}
+            assert first.usage is not None
+            assert first.usage.output_tokens_details.reasoning_tokens > 0
+            output: Any = {"type": "function_call_output", "call_id": called.call_id, "output": "it rains"}
+            then: Any = [output, say("Take an umbrella.")]
+            continued = client.responses.create(
+                model="endstop-tiny", input=then, tools=tools, previous_response_id=first.id
+            )
+            assert continued.output_text == "Take an umbrella."
+            again: Any = [*asked, *first.output, *then]
+            spelled = client.responses.create(model="endstop-tiny", input=again, tools=tools)
+            assert spelled.output_text == "Take an umbrella."
+            assert spelled.usage is not None
+            assert continued.usage is not None
+            assert spelled.usage.input_tokens == continued.usage.input_tokens
+            required = client.responses.create(
+                model="endstop-tiny", input=asked, tools=tools, tool_choice="required", parallel_tool_calls=False
+            )
+            assert [item.type for item in required.output if item.type != "reasoning"] == ["function_call"]
