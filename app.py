@@ -13,7 +13,19 @@ from worker.observe.log import RecordWriter
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
 from worker.streams.wakeup import new_wakeup
-from worker.web import chat_completions, completions, messages, native, openai, ops, refusals, responses
+from worker.web import (
+    allowance,
+    auth,
+    chat_completions,
+    completions,
+    cors,
+    messages,
+    native,
+    openai,
+    ops,
+    refusals,
+    responses,
+)
 from worker.web.context import EXTENSION, Context, limit_writes
 from worker.web.sse import OpenStreams, close_lost_bodies
 
@@ -53,6 +65,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)
+    cors.install(app, settings.cors_origins)
+    auth.install(app, settings.api_keys)
+    allowance.install(app)
     app.teardown_request(close_lost_bodies)
 
     housekeeper.start()

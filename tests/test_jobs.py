@@ -229,7 +229,7 @@ def test_keys_are_forgotten_with_their_jobs() -> None:
         job, _ = start_once(jobs, "forgotten", request(), "continue")
         jobs.forget(job)
         jobs.sweep()
-        assert list(jobs._keyed) == ["kept"]
+        assert list(jobs._keyed) == [("", "kept")]
 
 
 def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
@@ -247,7 +247,7 @@ def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
         jobs._jobs = Watched(jobs._jobs)
         jobs.sweep()
         other.join(WAIT_S)
-        assert list(jobs._keyed) == ["old", "new"]
+        assert list(jobs._keyed) == [("", "old"), ("", "new")]
 
 
 # ---- admission

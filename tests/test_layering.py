@@ -1,7 +1,7 @@
 """Imports run one way.
 
 web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer
-    -> request, events, errors, settings
+    -> request, events, errors, keys, settings
 """
 
 import ast
@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "worker").rglob("*.py"))
 
 # Rooms and single modules, the lowest first. One may import from lower ones, and from its own.
 LEVELS = [
-    {"worker.request", "worker.events", "worker.errors", "worker.settings"},
+    {"worker.request", "worker.events", "worker.errors", "worker.keys", "worker.settings"},
     {"worker.streams", "worker.observe", "worker.body", "worker.answer"},
     {"worker.structure"},
     {"worker.engine"},
@@ -34,7 +34,7 @@ TORCH = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "tr
 FLASK = {"flask", "werkzeug", "gunicorn"}
 
 # In the room of torch, and without it.
-TORCH_FREE = {"admission", "supervisor", "delivery", "endings", "scheduler", "sequence", "kv_cache"}
+TORCH_FREE = {"admission", "limits", "supervisor", "delivery", "endings", "scheduler", "sequence", "kv_cache"}
 TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs", "conversation"}
 
 
@@ -116,7 +116,7 @@ def test_the_client_needs_nothing_but_requests() -> None:
     assert others == {"requests"}
 
 
-@pytest.mark.parametrize("name", ["request", "events", "errors", "settings"])
+@pytest.mark.parametrize("name", ["request", "events", "errors", "keys", "settings"])
 def test_the_lowest_modules_import_no_third_party_but_the_schema(name: str) -> None:
     others = roots_of(ROOT / "worker" / f"{name}.py") - sys.stdlib_module_names - {"worker"}
     assert others <= ({"pydantic", "pydantic_core"} if name == "request" else set())

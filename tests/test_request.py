@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from worker.body import MAX_DEPTH, MAX_VALUES, parse_body
 from worker.errors import FieldError, InvalidRequest
 from worker.request import (
+    MAX_MESSAGES,
     STRUCTURES,
     GenerateRequest,
     Message,
@@ -496,8 +497,11 @@ def test_values_are_bounded_in_number() -> None:
         assert str(MAX_VALUES) in error.message
 
 
-def test_a_thousand_messages_are_accepted() -> None:
-    assert len(parse(messages=HELLO * 3000).messages or ()) == 3000
+def test_two_thousand_messages_are_accepted_and_no_more_than_openai_takes() -> None:
+    assert len(parse(messages=HELLO * MAX_MESSAGES).messages or ()) == MAX_MESSAGES
+    [error] = errors_of(body(prompt=None, messages=HELLO * (MAX_MESSAGES + 1)))
+    assert (error.field, error.constraint) == ("messages", "too_long")
+    assert f"at most {MAX_MESSAGES}" in error.message
 
 
 @pytest.mark.parametrize("text", ['{"a": [1,2], "b": "c"}' * 4000, "," * 30_000, '\\"' * 30_000, "\\\\" * 30_000])

@@ -55,6 +55,7 @@ class Job:
         self.id = started.job_id
         self.started = started
         self.begun_at = time.monotonic()
+        self.client = sequence.client  # whose job it is: the name of an API key, or empty where none is needed
         self.on_disconnect = on_disconnect
         self.num_prompt_tokens = len(sequence.prompt_ids)
         self.answer_format = answer_format

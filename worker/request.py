@@ -30,6 +30,7 @@ MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
 MAX_TOOLS = 128  # OpenAI's
+MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -188,7 +189,7 @@ class Message(StrictModel):
         return self.content or ""
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class JsonSchema(StrictModel):

@@ -1,8 +1,11 @@
 """An answer is in its grammar, whoever is beside it, and a fault of one grammar ends one row."""
 
+import gc
 import json
 import math
+import os
 import random
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +48,9 @@ def endless() -> GrammarCompiler:
 
 
 def compiled(compiler: GrammarCompiler, grammar: str) -> Constraint:
-    return compiler.compile(Structure("grammar", grammar))
+    structure = Structure("grammar", grammar)
+    compiler.try_out(structure)
+    return compiler.compile(structure)
 
 
 def allowed(constraint: Constraint, vocab_size: int = VOCAB_SIZE) -> set[int]:
@@ -214,6 +219,7 @@ def test_of_a_text_that_loses_its_first_space_none_begins_with_one() -> None:
             step(constraint, token_id)
         text += detokenizer.flush()
         assert regex.fullmatch("( |the|<tool>|é){3,9}", text), text
+    assert "no token" in refusal(compiler, 'start: " the"')
 
 
 # ---- faults
@@ -276,6 +282,7 @@ def test_a_panic_on_the_generation_thread_is_an_error() -> None:
         broken(is_error=True).advance(1)
 
 
+@pytest.mark.timeout(20)
 def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine.constraints.MASK_LIMIT_S", 0.01)
     constraint = broken()
@@ -626,6 +633,7 @@ HOSTILE = {
     "no grammar": ("hello", ""),
     "half a string": ('start: "a', "lexer error"),
     "an unknown special token": ("start: <|secret|>", "unknown special token"),
+    "the token behind the last": ("start: <[400]>", "no token"),
     "a token that is not there": ("start: <[401]>", "too large"),
 }
 
@@ -641,6 +649,56 @@ def test_a_hostile_grammar_is_refused_in_time(compiler: GrammarCompiler, name: s
 def test_a_grammar_cannot_have_tokens_forced(compiler: GrammarCompiler) -> None:
     constraint = compiled(compiler, '%llguidance {"no_forcing": false}\nstart: "the"')
     assert allowed(constraint) == {i for i in range(VOCAB_SIZE) if TOKENIZER.spell_bytes(i) in (b"t", b"th", b"the")}
+
+
+def too_many_patterns(number: int) -> str:
+    """To say in which texts all of them are takes time and memory that grow with two to the power of their number."""
+    return "start: X\nX: " + " & ".join(f"/a{{{i}}}.*b{{{i}}}/" for i in range(1, number))
+
+
+@pytest.mark.slow
+def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.vet.LIMIT_S", 0.2)
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
+    assert "more than 0.2 s" in refusal(compiler, too_many_patterns(24))
+    assert compiled(compiler, 'start: "a"')
+
+
+@pytest.mark.slow
+def test_a_grammar_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.vet.LIMIT_S", 60)
+    monkeypatch.setattr("worker.engine.vet.LIMIT_BYTES", 32 * 2**20)
+    assert "more than 32 MiB" in refusal(GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset()), too_many_patterns(24))
+
+
+def test_a_process_that_somebody_ends_is_no_fault_of_the_grammar() -> None:
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
+    assert compiled(compiler, 'start: "a"')
+    os.kill(compiler._vetter._pid, signal.SIGTERM)  # as a platform tells every process; it goes on
+    assert compiled(compiler, 'start: "b"')
+    os.kill(compiler._vetter._pid, signal.SIGKILL)
+    with pytest.raises(InferenceFailed, match="cannot be tried"):
+        compiled(compiler, 'start: "c"')
+    assert compiled(compiler, 'start: "c"')
+
+
+def test_the_process_goes_with_who_has_started_it() -> None:
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
+    assert compiled(compiler, 'start: "a"')
+    pid = compiler._vetter._pid
+    del compiler
+    gc.collect()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_what_was_tried_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.constraints.NUM_TRIED", 2)
+    compiler = GrammarCompiler(TOKENIZER, VOCAB_SIZE, frozenset())
+    for letter in "abac":
+        assert compiled(compiler, f'start: "{letter}"')
+    tried = [letter for letter in "abc" if compiler.has_tried(Structure("x", f'start: "{letter}"'))]
+    assert tried == ["b", "c"]
 
 
 def test_where_nothing_can_be_tried_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

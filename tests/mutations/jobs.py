@@ -7,6 +7,7 @@ job = taking_from("worker/job.py", "tests/test_jobs.py")
 prompts = taking_from("worker/prompts.py", "tests/test_jobs.py")
 tokenizer = taking_from("worker/engine/tokenizer.py", "tests/engine/test_tokenizer.py")
 span = taking_from("worker/engine/token_span.py", "tests/engine/test_token_span.py")
+panics = taking_from("worker/engine/panics.py", "tests/engine/test_tokenizer.py")
 aside = taking_from("worker/streams/aside.py", "tests/streams/test_aside.py")
 
 _TOKENS = [
@@ -283,11 +284,11 @@ _KEYS = [
         "the lock around the keys",
         """\
             with self._keys_lock:
-                known = self._known(key)
+                known = self._known(place)
                 if known""",
         """\
             if True:
-                known = self._known(key)
+                known = self._known(place)
                 if known""",
         "test_while_a_job_is_made_its_key_is_taken",
     ),
@@ -336,7 +337,7 @@ _KEYS = [
 _ADMISSION = [
     jobs(
         "a full server refuses before it encodes",
-        "        self._engine.check_room()  # before the work of encoding\n",
+        "        self._engine.check_room(client)  # before the work of encoding\n",
         "",
         "test_a_full_server_refuses_before_it_encodes",
     ),
@@ -409,10 +410,10 @@ _ADMISSION = [
 ]
 
 _TOKENIZER = [
-    tokenizer(
+    panics(
         "a panic of the library is an error",
-        "        except BaseException as panic:",
-        "        except ZeroDivisionError as panic:",
+        "            except BaseException as panic:",
+        "            except ZeroDivisionError as panic:",
         "test_a_panic_of_the_library_is_an_error_here",
         "test_a_panic_at_the_name_of_a_token_is_an_error_here",
         "tests/web/test_admission.py::test_a_prompt_that_the_tokenizer_fails_at_is_answered_in_the_shape_of_its_route",
@@ -429,10 +430,10 @@ _TOKENIZER = [
         "self._decode_copy.id_to_token",
         "test_a_panic_at_the_name_of_a_token_is_an_error_here",
     ),
-    tokenizer(
+    panics(
         "an exit passes",
-        "        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):\n",
-        "        except Exception:\n",
+        "            except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit):\n",
+        "            except Exception:\n",
         "test_an_exit_passes",
     ),
     tokenizer(

@@ -155,6 +155,20 @@ def test_a_form_that_nobody_can_keep_to_is_refused_in_the_routes_own_shape(gated
     assert gated.stats()["open"] == 0
 
 
+def test_a_key_belongs_to_the_form_too(gated: Server) -> None:
+    gated.allow(500)
+    with_key = {"Idempotency-Key": "form"}
+    asked = {"prompt": "hello", "response_format": FORMAT, "max_tokens": 200}
+
+    def post(fields: dict[str, Any]) -> requests.Response:
+        return requests.post(gated.url + "/v1/completions", json=fields, headers=with_key, timeout=ANSWER_S)
+
+    first = text_of(post(asked).json())
+    assert text_of(post(asked).json()) == first
+    other = json.loads(json.dumps(FORMAT).replace("grey", "red"))
+    assert post(asked | {"response_format": other}).status_code == 422
+
+
 def test_while_hostile_grammars_are_tried_everybody_else_is_served(gated: Server) -> None:
     grammars = [grammar for grammar, _ in HOSTILE.values() if len(grammar) < 20_000]
     answers: list[requests.Response] = []

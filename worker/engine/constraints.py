@@ -23,7 +23,7 @@ from worker.streams.wakeup import ThreadWaiter
 from worker.structure import Structure
 
 # Grammars that need not be tried again: most clients send the same one again and again.
-NUM_VETTED = 256
+NUM_TRIED = 256
 # Long beyond what the limits let anything take.
 MASK_LIMIT_S = 10.0
 IDLE_TICK_S = 60.0
@@ -72,9 +72,7 @@ class Constraint:
             self._is_found.release()
 
     def _find(self) -> bytes:
-        mask = find_mask(self._matcher, self._vocab_size)
-        for token_id in self._shut_ids:
-            mask[token_id // 8] &= ~(1 << token_id % 8)
+        mask = find_mask(self._matcher, self._vocab_size, self._shut_ids)
         self._can_end = self._matcher.is_accepting()
         self.is_complete = self._can_end and mask.count(0) == len(mask)
         if self._can_end:
@@ -151,7 +149,7 @@ class MaskThread:
 
 
 class GrammarCompiler:
-    """Compiles grammars for the tokens of one model. One thread at a time."""
+    """Compiles grammars for the tokens of one model."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: frozenset[int]) -> None:
         """Read the vocabulary.
@@ -165,39 +163,54 @@ class GrammarCompiler:
         special_ids = sorted(i for i in tokenizer.special_ids | end_ids if i < vocab_size)
         self._vocabulary = new_vocabulary(tokens, special_ids)
         self._vetter = Vetter(tokens, special_ids)
-        self._vetted: OrderedDict[str, None] = OrderedDict()
+        self._tried: OrderedDict[str, None] = OrderedDict()
         self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._not_first_ids = [i for i, token in enumerate(tokens) if tokenizer.drops_first_space and token[:1] == b" "]
 
-    def compile(self, structure: Structure) -> Constraint:
-        """A row's place at the beginning of a grammar, with its first mask.
+    def has_tried(self, structure: Structure) -> bool:
+        """Whether it has lately been found to be good. Any thread."""
+        return structure.grammar in self._tried
+
+    def try_out(self, structure: Structure) -> None:
+        """See in another process that a grammar can be compiled. One thread at a time.
 
         Raises:
-            InvalidRequest: It cannot be compiled, or not within the limits, or it holds no text.
+            InvalidRequest: It cannot, or not within the limits.
             InferenceFailed: It cannot be tried.
         """
+        if self.has_tried(structure):
+            return
         try:
-            reason = "" if structure.grammar in self._vetted else self._vetter.why_not(structure.grammar)
+            reason = self._vetter.why_not(structure.grammar)
         except OSError as error:
             raise InferenceFailed(f"grammars cannot be tried on this server ({type(error).__name__})") from error
-        if not reason:
-            self._vetted[structure.grammar] = None
-            self._vetted.move_to_end(structure.grammar)
-            while len(self._vetted) > NUM_VETTED:
-                self._vetted.popitem(last=False)
-            try:
-                constraint = Constraint(
-                    self._matcher(structure.grammar), self._vocab_size, self._end_ids, self._not_first_ids
-                )
-                constraint.begin()
-                constraint.find()
-                constraint.wait()
-                return constraint
-            except (RuntimeError, InferenceFailed) as error:
-                reason = str(error)
-        raise InvalidRequest([FieldError(structure.field, "structure", f"cannot be kept to: {reason}")])
+        if reason:
+            raise _refusal(structure, reason)
+        self._tried[structure.grammar] = None
+        while len(self._tried) > NUM_TRIED:
+            self._tried.popitem(last=False)
+
+    def compile(self, structure: Structure) -> Constraint:
+        """A row's place at the beginning of a grammar that has been tried, with its first mask. Any thread.
+
+        Raises:
+            InvalidRequest: It cannot be compiled, or it holds no text that may be an answer.
+        """
+        try:
+            matcher = self._matcher(structure.grammar)
+            constraint = Constraint(matcher, self._vocab_size, self._end_ids, self._not_first_ids)
+            constraint.begin()
+            constraint.find()
+            constraint.wait()
+        except (RuntimeError, InferenceFailed) as error:
+            raise _refusal(structure, str(error)) from error
+        return constraint
 
     @without_panics("llguidance")
     def _matcher(self, grammar: str) -> LLMatcher:
         return new_matcher(self._vocabulary, grammar)
+
+
+def _refusal(structure: Structure, reason: str) -> InvalidRequest:
+    return InvalidRequest([FieldError(structure.field, "structure", f"cannot be kept to: {reason}")])

@@ -23,6 +23,7 @@ from worker.engine.delivery import deliver_rest, deliver_token, narrate_places, 
 from worker.engine.draws import Draw, draw_tokens, draws_of
 from worker.engine.endings import end_event, failure_event, overdue_event
 from worker.engine.kv_cache import BlockPool
+from worker.engine.limits import Allowance
 from worker.engine.logprobs import Logprobs
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampler import SampledTokens
@@ -37,6 +38,7 @@ from worker.errors import (
     ModelLoadError,
     OutOfMemory,
     ShuttingDown,
+    without_paths,
 )
 from worker.events import StopReason, Terminal
 from worker.observe.log import Record, RecordSender
@@ -136,23 +138,18 @@ class Engine:
         """Requests that hold a slot."""
         return len(self._scheduler.running)
 
-    def check_room(self) -> None:
-        """Refuse early what `submit` would refuse, before the work of encoding a prompt.
+    def check_room(self, client: str | None = None) -> None:
+        """Refuse early what `submit` would refuse, before the work of encoding a prompt; see `Admission.check_room`."""
+        self._admission.check_room(client)
 
-        Raises:
-            NotReady, Overloaded: As `submit`.
-        """
-        self._admission.check_room()
-
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. From here on its channel will be closed, whatever happens.
-
-        Raises:
-            NotReady: Loading, draining or dead. The sequence was not taken.
-            Overloaded: Slots and queue are full. The sequence was not taken.
-        """
-        self._admission.submit(sequence)
+    def submit(self, *sequences: Sequence) -> None:
+        """Queue the sequences of one request, all or none; see `Admission.submit`."""
+        self._admission.submit(*sequences)
         self._waiter.wake()
+
+    def allowance(self, client: str) -> Allowance:
+        """What a client may still ask for."""
+        return self._admission.allowance(client)
 
     def _is_leaving(self) -> bool:
         """Whether a drain has been asked for. The generation thread, which begins it, may be in a long step."""
@@ -458,9 +455,12 @@ class Engine:
             admission.is_accepting = False
             admission.state = EngineState.DEAD
             admission.reason = "the generation thread died"  # should the error be unable to say more
+            # For anybody who asks, so without what is in a message of somebody else's, and without paths.
+            admission.reason = f"the generation thread died of {type(error).__name__}; the server's log has the details"
             is_expected = isinstance(error, ModelLoadError)
-            admission.reason = str(error) if is_expected else f"the generation thread died of {error!r}"
-        self._records.log(logging.CRITICAL, self.reason)
+            if is_expected:
+                admission.reason = without_paths(str(error))
+        self._records.log(logging.CRITICAL, str(error) if is_expected else self.reason)
         if not is_expected:
             self._records.log(logging.CRITICAL, "".join(traceback.format_exception(error)))
         try:

@@ -50,8 +50,11 @@ def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     return LLMatcher(vocabulary, grammar + _OPTIONS, log_level=0, limits=_LIMITS)
 
 
-def find_mask(matcher: LLMatcher, vocab_size: int) -> bytearray:
+def find_mask(matcher: LLMatcher, vocab_size: int, shut_ids: Sequence[int] = ()) -> bytearray:
     """Which tokens may come next, a bit for each, the lowest of the first byte for token 0.
+
+    Args:
+        shut_ids: Tokens that may not, whatever the grammar says.
 
     Raises:
         RuntimeError: It has no answer.
@@ -59,7 +62,8 @@ def find_mask(matcher: LLMatcher, vocab_size: int) -> bytearray:
     mask = bytearray(matcher.compute_bitmask())
     if matcher.is_error():  # of which the mask says nothing: it allows the end
         raise RuntimeError(reason_of(matcher))
-    mask[vocab_size // 8] &= ~(1 << vocab_size % 8)  # its own end
+    for token_id in (*shut_ids, vocab_size):  # the last is its own end
+        mask[token_id // 8] &= ~(1 << token_id % 8)
     if mask.count(0) == len(mask) and not matcher.is_accepting():
         raise RuntimeError("no token of this model can come next")
     return mask

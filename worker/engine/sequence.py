@@ -54,6 +54,7 @@ class Sequence:
     detokenizer: IncrementalDetokenizer
     deadlines: Deadlines
     narrator: Narrator | None = None
+    client: str = ""  # the name of the API key that asks; empty where none is needed
     constraint: Constraint | None = None  # what the answer may be, if not any text
     submitted_at: float = field(default_factory=time.monotonic)
 
@@ -98,6 +99,16 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output together."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def cost(self) -> int:
+        """The tokens that it may take, prompt and answer together."""
+        return len(self.prompt_ids) + self.params.max_tokens
+
+    @property
+    def num_unused(self) -> int:
+        """Of its cost, those that it has not taken. A prompt that has never had a slot was not computed."""
+        return self.cost - (self.num_tokens if self.scheduled_at is not None else 0)
 
     @property
     def usage(self) -> Usage:

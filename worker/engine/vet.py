@@ -52,15 +52,21 @@ class Vetter:
         """What is wrong with a grammar; empty if nothing is.
 
         Raises:
-            OSError: The process cannot be started.
+            OSError: The process cannot be started, or was ended by somebody else.
         """
         if not self._pid:
             self._start()
         try:
             self._write(grammar.encode())
             return self._read().decode()
+        except TimeoutError:
+            self._stop()
+            reason = _reason_for(signal.SIGPROF)
         except EOFError:
-            return _why_dead(self._stop())
+            reason = _reason_for(self._stop())
+        if reason is None:
+            raise OSError("the process that tries grammars was ended")
+        return reason
 
     def __del__(self) -> None:
         if self._pid and not sys.is_finalizing():  # with this process its input ends, and with that it does
@@ -69,7 +75,7 @@ class Vetter:
     def _start(self) -> None:
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
-        arguments = [sys.executable, "-m", "worker.engine.vet"]
+        arguments = [sys.executable, "-m", "worker.engine.vet", str(LIMIT_S), str(LIMIT_BYTES)]
         environment = os.environ | {"PYTHONPATH": _ROOT, "MALLOC_ARENA_MAX": "1"}  # each arena looks like 64 MiB
         try:
             self._pid = native_spawn(arguments, environment, theirs_out, theirs_in)
@@ -79,7 +85,7 @@ class Vetter:
         self._write(self._vocabulary)
 
     def _stop(self) -> int:
-        """End the process. Returns the signal that it died of."""
+        """End the process. Returns the signal that it died of, or 0 if it went by itself."""
         os.close(self._to)
         os.close(self._from)
         try:
@@ -106,36 +112,42 @@ class Vetter:
         poll.register(self._from)
         data = b""
         while len(data) < num_bytes:
-            piece = os.read(self._from, num_bytes - len(data)) if poll.poll(PATIENCE_S * 1e3) else b""
+            if not poll.poll(PATIENCE_S * 1e3):
+                raise TimeoutError
+            piece = os.read(self._from, num_bytes - len(data))
             if not piece:
                 raise EOFError
             data += piece
         return data
 
 
-def _why_dead(number: int) -> str:
-    """What to say of a grammar that has killed the process, by the signal."""
-    if number == signal.SIGPROF:
-        return f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
-    if number == signal.SIGSEGV:
-        return "it is nested too deeply, or its references are; make it simpler"
-    return f"it takes more than {LIMIT_BYTES // 2**20} MiB or {PATIENCE_S:g} s to compile; make it simpler"
+def _reason_for(number: int) -> str | None:
+    """What a grammar has done to the process, by the signal that it died of. None: it was not the grammar."""
+    match number:
+        case signal.SIGPROF:
+            return f"it takes more than {LIMIT_S:g} s to compile; make it simpler"
+        case signal.SIGSEGV | signal.SIGBUS:
+            return "it is nested too deeply, or its references are; make it simpler"
+        case signal.SIGABRT | 0:  # Rust and Python where there is no memory
+            return f"it takes more than {LIMIT_BYTES // 2**20} MiB to compile; make it simpler"
+    return None
 
 
-def main(source: BinaryIO, target: BinaryIO) -> None:
+def main(source: BinaryIO, target: BinaryIO, limit_s: float, limit_bytes: int) -> None:
     """Answer until there are no more questions."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for the server
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or a platform, meant for the server
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     tokens, special_ids = pickle.loads(_next(source))
     vocabulary = new_vocabulary(tokens, special_ids)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what a runtime says of its end is no news
     with open("/proc/self/statm") as statm:
         num_bytes = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (num_bytes + LIMIT_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (num_bytes + limit_bytes,) * 2)
     threading.stack_size(STACK_BYTES)
     while grammar := _next(source).decode():
         reasons: list[str] = []
-        signal.setitimer(signal.ITIMER_PROF, LIMIT_S)  # nobody handles it: it kills
+        signal.setitimer(signal.ITIMER_PROF, limit_s)  # nobody handles it: it kills
         thread = threading.Thread(target=_try, args=(vocabulary, grammar, len(tokens), reasons))
         thread.start()
         thread.join()
@@ -171,4 +183,4 @@ def _try(vocabulary: LLTokenizer, grammar: str, vocab_size: int, reasons: list[s
 
 
 if __name__ == "__main__":
-    main(sys.stdin.buffer, sys.stdout.buffer)
+    main(sys.stdin.buffer, sys.stdout.buffer, float(sys.argv[1]), int(sys.argv[2]))

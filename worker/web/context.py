@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flask import current_app, request
+from flask import current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.body import Body, parse_body
@@ -18,6 +18,7 @@ from worker.observe.log import RecordWriter
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
+from worker.web.auth import client
 from worker.web.patience import body_within
 from worker.web.sse import OpenStreams
 
@@ -115,11 +116,12 @@ def start_jobs(
     """The jobs that the current request asks for, and headers that say if an earlier one has made them.
 
     Raises:
-        KeyReused, NotReady, Overloaded, InvalidRequest: As `Jobs.start_once`.
+        KeyReused, NotReady, Overloaded, RateLimited, InvalidRequest: As `Jobs.start_once`.
     """
     jobs = context().jobs
     key = request.headers.get(KEY_HEADER)
-    asked: Any = {"num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    asked: Any = {"client": client(), "num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    g.is_generating = True  # its answer says what the client has left
     if key is None:
         return jobs.start(requests, on_disconnect, **asked), {}
     # Two headers come as one with a comma between.

@@ -17,6 +17,7 @@ from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     TAG_PREFIX,
     CalledFunction,
@@ -235,7 +236,7 @@ class MessagesFields(StrictModel):
 
     model: str
     """The model that is served."""
-    messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation that is answered: text, calls, what they gave back, thinking. The last is not the model's."""
     system: Texts | None = None
     """A system message in front of the conversation."""

@@ -8,6 +8,7 @@ from worker.errors import FieldError, InvalidRequest
 from worker.events import End, Event, Failure, Metrics, Narration, Started
 from worker.job import Job, JobReader
 from worker.request import GenerateRequest
+from worker.web.auth import client
 from worker.web.context import context, read_body, start_jobs
 from worker.web.sse import (
     DONE,
@@ -92,7 +93,7 @@ def create_job() -> tuple[Response, int]:
 @blueprint.get("/v1/inference/<job_id>/stream")
 def stream_existing(job_id: str) -> Response:
     """The events of a job, from the start or behind the last one that the client has."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
         return Response(mimetype="text/event-stream", headers=HEADERS)
     with context().streams.reserve() as place:
@@ -103,14 +104,14 @@ def stream_existing(job_id: str) -> Response:
 @blueprint.get("/v1/inference/<job_id>")
 def show_job(job_id: str) -> Response:
     """State, usage and outcome of a job."""
-    return jsonify(_status(context().jobs.get(job_id)))
+    return jsonify(_status(context().jobs.get(job_id, client())))
 
 
 @blueprint.delete("/v1/jobs/<job_id>")
 @blueprint.delete("/v1/inference/<job_id>")
 def cancel_job(job_id: str) -> Response:
     """Cancel a job. Idempotent: an ended one stays as it ended."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     job.cancel("delete")
     return jsonify(_status(job))
 

@@ -7,12 +7,23 @@ from typing import Any
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from worker.errors import BodyTimeout, BodyTooLarge, FieldError, GenerationFailed, InvalidRequest, RequestError
+from worker.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    FieldError,
+    GenerationFailed,
+    InvalidRequest,
+    RequestError,
+    Unauthorized,
+)
 
 logger = logging.getLogger("endstop")
 
 # After a failure that is not the request's fault: long enough for a new worker with a small model to be ready.
 RETRY_FAILED_S = 10
+
+# Where OpenAI's API has a code of its own, which its clients look at.
+_OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
 
 
 def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -50,7 +61,8 @@ Shape = Callable[[int, str, str, Sequence[FieldError]], dict[str, Any]]
 
 
 def _in_openai_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
-    return openai_error(message, openai_kind(status), code, fields[0].field if fields else None)
+    param = fields[0].field if fields else None
+    return openai_error(message, openai_kind(status), _OPENAI_CODES.get(code, code), param)
 
 
 def _in_anthropic_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
@@ -86,6 +98,8 @@ def _refuse_request(error: RequestError) -> Response:
     response = _answer(error.status, error.code, error.message, fields)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge | BodyTimeout):
         response.headers["Connection"] = "close"  # the rest of the body will not be read
     return response

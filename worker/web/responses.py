@@ -21,6 +21,7 @@ from worker.errors import FieldError, InvalidRequest, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     TAG_PREFIX,
@@ -41,6 +42,7 @@ from worker.request import (
     ToolFields,
 )
 from worker.web.answers import check_model, failure_of, naming, respond
+from worker.web.auth import client
 from worker.web.context import context, read_body, start_jobs
 from worker.web.sse import HEADERS, encode_event, event_stream_response, logprob_fields, stream_job
 
@@ -181,7 +183,7 @@ InputItem = Annotated[
 ]
 _INPUT_ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 Input = Annotated[
-    Annotated[str, Tag("=text")] | Annotated[list[InputItem], Field(min_length=1), Tag("=list")],
+    Annotated[str, Tag("=text")] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Tag("=list")],
     Discriminator(_text_or_list),
 ]
 
@@ -677,6 +679,9 @@ def create_response() -> Response:
     body = read_body(ResponseRequest)
     check_model(body.model)
     asked = Asked(body, [*_said_before(body.previous_response_id), *_messages_of(body.input)])
+    if len(asked.conversation) > MAX_MESSAGES:
+        message = f"makes a conversation of {len(asked.conversation)} messages; it may have {MAX_MESSAGES}"
+        raise InvalidRequest([FieldError("previous_response_id", "too_long", message)])
     generate = body.to_generate(asked.conversation)
 
     def translator_for(jobs: list[Job]) -> ResponseTranslator:
@@ -733,7 +738,7 @@ def _find(response_id: str) -> tuple[Job, Asked]:
     """
     jobs = context().jobs
     try:
-        job = jobs.get(response_id.removeprefix(ID_PREFIX))
+        job = jobs.get(response_id.removeprefix(ID_PREFIX), client())
     except UnknownJob:
         job = None
     if job is None or not isinstance(job.note, Asked) or not response_id.startswith(ID_PREFIX):
