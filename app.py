@@ -19,11 +19,13 @@ from worker.web import (
     chat_completions,
     completions,
     cors,
+    messages,
     native,
     openai,
     openapi,
     ops,
     refusals,
+    responses,
     tokenization,
 )
 from worker.web.context import EXTENSION, Context, limit_writes
@@ -61,7 +63,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
     streams = OpenStreams(settings.max_streams)
     app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
-    for room in (native, openai, chat_completions, completions, tokenization, ops, openapi):
+    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi)
+    for room in rooms:
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)

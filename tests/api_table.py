@@ -9,18 +9,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from worker.request import GenerateRequest, StrictModel
 from worker.settings import ROOT
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
+from worker.web.messages import CountRequest, MessagesRequest
+from worker.web.responses import ResponseRequest
 from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 PAGE = ROOT / "docs" / "api.md"
 
 _TEXT_ONLY = "the model reads and writes text"
+_NO_CONTROL = "the model has no such control"
 _NOT_ELSEWHERE = "nothing is sent elsewhere"
 _IS_AUTOMATIC = "prompts that begin alike share what was computed, without being asked"
 
@@ -62,11 +67,8 @@ APIS = [
             "prompt_cache_retention": _IS_AUTOMATIC,
             "safety_identifier": "`user` is the caller's own tag",
             "service_tier": "there is one",
-            "verbosity": "the model has no such control",
-            "reasoning_effort": "the model has no such control",
-            "tools": "not yet",
-            "tool_choice": "not yet",
-            "parallel_tool_calls": "not yet",
+            "verbosity": _NO_CONTROL,
+            "reasoning_effort": _NO_CONTROL,
         },
     ),
     Api(
@@ -76,6 +78,47 @@ APIS = [
         {
             "best_of": "answers are not ranked; `n` gives several",
             "suffix": "the model continues texts and does not fill gaps",
+        },
+    ),
+    Api(
+        "/v1/responses",
+        ResponseRequest,
+        frozenset(response_create_params.ResponseCreateParamsBase.__annotations__) | _STREAM,
+        {
+            "access_programs": _NOT_ELSEWHERE,
+            "background_options": "`background` has none",
+            "context_management": "what does not fit is refused, not left out",
+            "conversation": "`previous_response_id` goes on from a response",
+            "image": _TEXT_ONLY,
+            "max_tool_calls": "there are no tools of the server's own",
+            "moderation": _NOT_ELSEWHERE,
+            "prompt": "no prompts are stored",
+            "prompt_cache_options": _IS_AUTOMATIC,
+            "prompt_cache_retention": _IS_AUTOMATIC,
+            "reasoning": _NO_CONTROL,
+        },
+    ),
+    Api(
+        "/v1/messages",
+        MessagesRequest,
+        frozenset(message_create_params.MessageCreateParamsBase.__annotations__) | _STREAM,
+        {
+            "container": _NOT_ELSEWHERE,
+            "diagnostics": _NOT_ELSEWHERE,
+            "inference_geo": "it runs where the server is",
+            "speed": "there is one",
+            "user_profile_id": "`metadata.user_id` is the caller's own tag",
+            "workspace_id": "there are none",
+        },
+    ),
+    Api(
+        "/v1/messages/count_tokens",
+        CountRequest,
+        frozenset(message_count_tokens_params.MessageCountTokensParams.__annotations__),
+        {
+            "speed": "there is one",
+            "user_profile_id": "nobody's tokens are counted",
+            "workspace_id": "there are none",
         },
     ),
     Api("/execute, /v1/jobs, /v1/inference", GenerateRequest),

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from worker.answer import AnswerFormat
 from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest
-from worker.request import GenerateRequest
+from worker.request import GenerateRequest, Message
 from worker.streams.aside import Aside, new_aside
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class PromptEncoder:
             InvalidRequest: It holds no token, or more than ever fit.
         """
         tokenizer, messages, prompt = model.tokenizer, request.messages, request.prompt or ""
+        tools = request.offered_tools
         if isinstance(prompt, list):
             return prompt
         encode: Callable[[], list[int]]
@@ -53,9 +55,11 @@ class PromptEncoder:
             num_characters = len(prompt)
             encode = partial(tokenizer.encode, prompt, add_special_tokens is not False)
         else:
-            num_characters = sum(len(message.text) + MESSAGE_CHARACTERS for message in messages)
-            num_at_least = partial(tokenizer.min_chat_tokens, messages, add_generation_prompt)
-            encode = partial(tokenizer.encode_chat, messages, add_special_tokens, add_generation_prompt)
+            num_characters = sum(_num_characters(message) for message in messages)
+            num_characters += sum(len(tool.model_dump_json()) for tool in tools)
+            how = {"add_generation_prompt": add_generation_prompt}
+            num_at_least = partial(tokenizer.min_chat_tokens, messages, tools, **how)
+            encode = partial(tokenizer.encode_chat, messages, tools, add_special_tokens=add_special_tokens, **how)
         if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:
             prompt_ids = encode()
         elif messages is None:
@@ -75,6 +79,12 @@ class PromptEncoder:
     def _place(self, num_characters: int, model: "LoadedModel") -> Aside:
         is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable
         return self._far_aside if is_far else self._aside
+
+
+def _num_characters(message: Message) -> int:
+    """How long a template makes a message, about."""
+    calls = sum(len(call.function.arguments) + MESSAGE_CHARACTERS for call in message.tool_calls or ())
+    return len(message.text) + len(message.reasoning_content or "") + calls + MESSAGE_CHARACTERS
 
 
 def check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: int, least: str = "") -> None:
@@ -119,6 +129,19 @@ def check_known(named: Mapping[str, Iterable[int]], vocab_size: int) -> None:
     ]
     if errors:
         raise InvalidRequest(errors)
+
+
+def check_tools(request: GenerateRequest, format: AnswerFormat) -> None:
+    """See that the model can be offered the tools of the request.
+
+    Raises:
+        InvalidRequest: It cannot.
+    """
+    if request.offered_tools and format.calls is None:
+        message = (
+            "cannot be used: the model's chat template writes calls in a form that is not known here; leave it out"
+        )
+        raise InvalidRequest([FieldError("tools", "chat_template", message)])
 
 
 def max_tokens_of(

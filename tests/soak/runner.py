@@ -6,6 +6,8 @@ injected fault explains.
 """
 
 import weakref
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +21,6 @@ from worker.engine.detokenizer import IncrementalDetokenizer, TokenBytes
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.engine.tokenizer import Tokenizer
-from worker.request import Message
 from worker.streams.native import native_sleep
 
 STUCK_S = 3600.0
@@ -152,12 +153,12 @@ class SoakTokenizer(Tokenizer):
         self._fail_now_and_then()
         return super().encode(text, *options, **named)
 
-    def encode_chat(self, messages: list[Message], *options: Any, **named: Any) -> list[int]:
+    def encode_chat(self, messages: Any, *options: Any, **named: Any) -> list[int]:
         self._fail_now_and_then()
         return super().encode_chat(messages, *options, **named)
 
-    def new_detokenizer(self) -> IncrementalDetokenizer:
-        inner = super().new_detokenizer()
+    def new_detokenizer(self, shown: Mapping[str, int] = MappingProxyType({})) -> IncrementalDetokenizer:
+        inner = super().new_detokenizer(shown)
         if self._faults.hits("detokenizer"):
             return _FailingDetokenizer(inner, int(self._faults.between(0, 20)), self._faults)
         return inner

@@ -10,9 +10,10 @@ from worker.request import StrictModel
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[RequestError] | type[GenerationFailed]
 
-Group = Literal["OpenAI", "Jobs", "Tokens", "Server"]
+Group = Literal["OpenAI", "Anthropic", "Jobs", "Tokens", "Server"]
 GROUPS: dict[Group, str] = {
     "OpenAI": "What clients of OpenAI's API speak.",
+    "Anthropic": "What clients of Anthropic's API speak.",
     "Jobs": "Streams whose events have numbers, so that a client that lost its connection reads on where it was.",
     "Tokens": "What the model reads, as vLLM shows it.",
     "Server": "For those who run the server, and this document.",

@@ -12,7 +12,16 @@ from worker.web.auth import client
 from worker.web.context import IDEMPOTENCY_KEY, OF_A_JOB, context, read_body, start_jobs
 from worker.web.description import describes, path_parameter
 from worker.web.native_answers import JobCreated, JobEvent, JobState
-from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, logprob_fields, stream_job, usage_fields
+from worker.web.sse import (
+    DONE,
+    HEADERS,
+    Place,
+    encode_data,
+    event_stream_response,
+    logprob_fields,
+    stream_job,
+    usage_fields,
+)
 
 blueprint = Blueprint("native", __name__)
 
@@ -33,6 +42,8 @@ EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 16, "temperature"
 
 class NativeTranslator:
     """Events in the words of the stream contract, section 2."""
+
+    done = DONE
 
     def encode(self, number: int, event: Event) -> bytes:
         return b"id: %d\n" % number + encode_data(_payload(event))

@@ -15,13 +15,13 @@ from pydantic import Field
 from worker.errors import UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
-from worker.request import SamplingFields, StrictModel
+from worker.request import MaxTokens, SamplingFields, StrictModel
 from worker.web.answers import failure_of
 from worker.web.context import Context, context
 from worker.web.description import describes, path_parameter
 from worker.web.openai_answers import Model, ModelList
 from worker.web.refusals import openai_error, openai_kind
-from worker.web.sse import encode_data, usage_fields
+from worker.web.sse import DONE, encode_data, usage_fields
 
 blueprint = Blueprint("openai", __name__)
 
@@ -46,6 +46,8 @@ class OpenAIFields(SamplingFields):
 
     model: str | None = None
     """The model that is served, or nothing."""
+    max_tokens: MaxTokens | None = None
+    """The longest answer, in tokens. Prompt and answer share the context, and the default is what the prompt leaves."""
     stream: bool = False
     """Whether the answer comes in chunks as it is generated."""
     stream_options: StreamOptions | None = None
@@ -70,7 +72,7 @@ class OpenAIFields(SamplingFields):
     def internal_fields(self) -> dict[str, Any]:
         """What needs no translation."""
         fields = {name: getattr(self, name) for name in SamplingFields.model_fields}
-        return fields | {"logprobs": self.num_logprobs}
+        return fields | {"max_tokens": self.max_tokens, "logprobs": self.num_logprobs}
 
 
 class OpenAITranslator(ABC):
@@ -79,6 +81,7 @@ class OpenAITranslator(ABC):
     Which choice an event belongs to is the number that comes with it.
     """
 
+    done = DONE
     id_prefix: str
     chunk_object: str
     whole_object: str

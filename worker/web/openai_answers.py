@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class PromptTokensDetails(TypedDict):
@@ -52,8 +53,9 @@ class ErrorFields(TypedDict):
 
 
 class OpenAIError(TypedDict):
-    """A refusal or a failure in OpenAI's shape."""
+    """A refusal or a failure in OpenAI's shape. `type`: if the server refuses before it knows the route."""
 
+    type: NotRequired[Literal["error"]]
     error: ErrorFields
 
 
@@ -71,12 +73,29 @@ class ChoiceLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    """What is called."""
+
+    name: str
+    arguments: Annotated[str, Field(description="The text of a JSON object.")]
+
+
+class ChatToolCall(TypedDict):
+    """A tool that the model calls."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(TypedDict):
     """What the model says."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: NotRequired[Annotated[str, Field(description="What it says to itself.")]]
+    tool_calls: NotRequired[list[ChatToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -85,7 +104,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(TypedDict):
@@ -99,12 +118,30 @@ class ChatCompletion(TypedDict):
     usage: TokenCounts
 
 
+class FunctionDelta(TypedDict, total=False):
+    """What a chunk adds to a call: first its name, then its arguments in pieces."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    """What a chunk adds to a call, or the beginning of one."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
 class ChatDelta(TypedDict, total=False):
     """What a chunk adds to the message."""
 
     role: Literal["assistant"]
     content: str
     refusal: None
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChatChunkChoice(TypedDict):
@@ -113,7 +150,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: ChoiceLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletionChunk(TypedDict):

@@ -194,10 +194,20 @@ def _schemas(types: Iterable[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
         ref_template="#/components/schemas/{model}",
         schema_generator=_Schemas,
     )
-    components = rest.get("$defs", {})
+    components = _with_short_names(rest.get("$defs", {}))
     for name in bodies:
         _let_null_ask_for_defaults(components[name])
-    return {kind: schema for (kind, _), schema in found.items()}, dict(sorted(components.items()))
+    schema_of = {kind: _with_short_names(schema) for (kind, _), schema in found.items()}
+    return schema_of, dict(sorted(components.items()))
+
+
+def _with_short_names(schema: Any) -> Any:
+    """Of types with one name in several modules pydantic writes where each is: worker__web__messages__FunctionTool."""
+
+    def short(match: re.Match[str]) -> str:
+        return match[1].title().replace("_", "") + match[2]
+
+    return json.loads(re.sub(r"\bworker__(?:web__)?(\w+?)__(\w+)", short, json.dumps(schema)))
 
 
 def _let_null_ask_for_defaults(schema: dict[str, Any]) -> None:
