@@ -204,6 +204,14 @@ class Jobs:
         job = Job(started, sequence, source, self._engine, self._wakeup, leaving, admitted.answer_format)
         return job, sequence
 
+    def count_tokens(self, request: GenerateRequest) -> int:
+        """How many tokens the prompt of a request has.
+
+        Raises:
+            NotReady, InvalidRequest: As `start`.
+        """
+        return len(self._encoder.encode(request, self._engine.model))
+
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""
         return GroupReader(jobs, self._wakeup.new_waiter())

@@ -42,6 +42,7 @@ StopStrings = Annotated[
 TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+MaxTokens = Annotated[int, Field(ge=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Choice = Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]
 
@@ -117,11 +118,14 @@ def _json_object(text: str) -> str:
     return text
 
 
+ArgumentsText = Annotated[str, AfterValidator(_json_object)]
+
+
 class CalledFunction(StrictModel):
     """What a call was of."""
 
     name: str
-    arguments: Annotated[str, AfterValidator(_json_object)]
+    arguments: ArgumentsText
     parsed_arguments: Any = None  # the arguments once more, which the parse helpers of openai-python add
 
 
@@ -234,9 +238,8 @@ def _cuts_in(data: dict[str, Any], field: str) -> list[str]:
 
 
 class SamplingFields(StrictModel):
-    """The fields that every generating route shares."""
+    """The fields that every generating route shares. How each names the limit of an answer is its own."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -304,12 +307,15 @@ def _schema_of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+ToolParameters = Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)]
+
+
 class Function(StrictModel):
     """What the model may call."""
 
     name: ToolName
     description: str | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)] | None = None  # None: it takes none
+    parameters: ToolParameters | None = None  # None: it takes none
     strict: bool | None = None
 
 
@@ -400,6 +406,7 @@ class GenerateRequest(ToolFields, SamplingFields):
 
     prompt: Prompt | None = None
     messages: Messages | None = None
+    max_tokens: MaxTokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     narrate: bool = False
     on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default

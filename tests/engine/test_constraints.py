@@ -484,6 +484,16 @@ def test_an_answer_ends_by_itself_where_the_model_has_no_end(endless: GrammarCom
     engine.stop(10)
 
 
+def test_an_answer_that_is_complete_takes_no_further_step(endless: GrammarCompiler) -> None:
+    runner = ScriptedRunner()
+    engine = new_engine(runner=runner)
+    reply = constrained(compiled(endless, "start: /[bdk]{4}/"))
+    text, _ = answer(engine, reply)
+    assert len(text) == 4
+    assert runner.gate.num_arrived == 4
+    engine.stop(10)
+
+
 def test_an_answer_that_is_cut_says_so(engine: Engine, compiler_of_one: GrammarCompiler) -> None:
     text, end = answer(engine, constrained(compiled(compiler_of_one, "start: /[a-z]{50}/"), max_tokens=5))
     assert isinstance(end, End)

@@ -201,8 +201,8 @@ _LEAVING = [
     ),
     job(
         "a job with a reader is no orphan",
-        "        elif self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:\n",
-        "        elif now - self._unread_since > orphan_ttl_s:\n",
+        " and self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:\n",
+        " and now - self._unread_since > orphan_ttl_s:\n",
         "test_the_time_without_readers_begins_when_the_last_one_leaves",
     ),
     job(

@@ -128,8 +128,7 @@ MUTATIONS: list[Mutation] = [
         "an answer ends with the token behind which nothing can follow",
         "    is_last = ending is not None or is_complete or num_tokens",
         "    is_last = ending is not None or num_tokens",
-        "test_an_answer_that_is_complete_with_its_last_token_is_not_cut",
-        "test_an_answer_ends_by_itself_where_the_model_has_no_end",
+        "test_an_answer_that_is_complete_takes_no_further_step",
     ),
     delivery(
         "a complete answer is not said to be cut",

@@ -13,6 +13,7 @@ from tests.mutations import (
     tools,
     wakeups,
     web,
+    wires,
 )
 from tests.mutations.mutation import Mutation
 
@@ -25,6 +26,7 @@ MUTATIONS: list[Mutation] = [
     *jobs.MUTATIONS,
     *structure.MUTATIONS,
     *web.MUTATIONS,
+    *wires.MUTATIONS,
     *tools.MUTATIONS,
     *access.MUTATIONS,
     *clients.MUTATIONS,

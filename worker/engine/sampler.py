@@ -86,7 +86,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
             except Exception as error:  # this row's own fault
                 failures[i] = _failure(error)
     masks, complete = _masks(rows, failures)
-    is_open = is_usable
+    is_open = torch.ones_like(is_usable)
     if masks:
         shut_in = upload(list(masks), torch.int64, logits.device)
         allowed = _bits(upload_bytes(list(masks.values()), logits.device), logits.shape[-1])

@@ -1,17 +1,15 @@
 """OpenAI's chat completions. A translation and no logic of its own."""
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from flask import Blueprint, Response
 from pydantic import Field
 
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
-from worker.errors import InvalidRequest
 from worker.events import Token
 from worker.job import Job
-from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, Messages, ToolFields
-from worker.web.answers import check_model, respond
+from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages, ToolFields
+from worker.web.answers import check_model, naming, respond
 from worker.web.context import read_body
 from worker.web.openai import OpenAIFields, OpenAITranslator
 from worker.web.sse import logprob_fields
@@ -23,7 +21,7 @@ class ChatCompletionRequest(ToolFields, OpenAIFields):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None  # for the caller's own records, as `user`
@@ -142,19 +140,11 @@ def chat_completions() -> Response:
     """Answer a conversation."""
     body = read_body(ChatCompletionRequest)
     check_model(body.model)
-    try:
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    with naming(lambda field: limit if field == "max_tokens" else field):
         return respond(
             [body.to_generate()],
             lambda jobs: ChatTranslator(jobs, body.n, body.include_usage),
             is_streamed=body.stream,
             num_choices=body.n,
         )
-    except InvalidRequest as refusal:
-        if body.max_completion_tokens is None:
-            raise
-        # It names the limit as the client has named it.
-        renamed = [
-            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error
-            for error in refusal.errors
-        ]
-        raise InvalidRequest(renamed) from refusal
