@@ -296,6 +296,7 @@ words = st.sampled_from([*MARKUP, *PUNCTUATION, *JSON, one("weather", TRICKY), "
 texts = st.lists(words, max_size=12).map("".join)
 
 
+@pytest.mark.slow
 @repeatable
 @given(st.sampled_from(sorted(FORMATS)), texts, st.data())
 def test_how_the_text_is_cut_makes_no_difference(name: str, text: str, data: st.DataObject) -> None:
@@ -307,6 +308,7 @@ def test_how_the_text_is_cut_makes_no_difference(name: str, text: str, data: st.
     assert num_cut == num_calls
 
 
+@pytest.mark.slow
 @repeatable
 @given(st.sampled_from([name for name, format in FORMATS.items() if format.reasoning is None]), texts)
 def test_no_text_is_lost(name: str, text: str) -> None:
@@ -318,6 +320,7 @@ def test_no_text_is_lost(name: str, text: str) -> None:
     assert parts == ([Text(text)] if text else [])
 
 
+@pytest.mark.slow
 @repeatable
 @given(st.sampled_from(sorted(FORMATS)), texts)
 def test_arguments_are_what_the_model_has_written(name: str, text: str) -> None:

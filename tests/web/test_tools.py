@@ -16,6 +16,8 @@ from tests.support import templates
 from tests.support.servers import WORKER_CLASSES, events_of, running_server
 from tests.support.speakers import say, speaking_app
 
+pytestmark = pytest.mark.slow
+
 TEMPLATES = {
     "hermes": templates.QWEN3,
     "hermes by default": templates.CHATML,
@@ -364,7 +366,6 @@ def test_tools_of_a_model_whose_calls_are_not_understood_are_refused() -> None:
 # ---- a real server, with a model that has never seen a tool
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_the_embedded_model_calls_if_it_has_to(tmp_path: Path, worker_class: str) -> None:
     with (
