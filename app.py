@@ -13,7 +13,19 @@ from worker.observe.log import RecordWriter
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
 from worker.streams.wakeup import new_wakeup
-from worker.web import allowance, auth, chat_completions, completions, cors, native, openai, ops, refusals
+from worker.web import (
+    allowance,
+    auth,
+    chat_completions,
+    completions,
+    cors,
+    messages,
+    native,
+    openai,
+    ops,
+    refusals,
+    responses,
+)
 from worker.web.context import EXTENSION, Context, limit_writes
 from worker.web.sse import OpenStreams, close_lost_bodies
 
@@ -49,7 +61,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
     streams = OpenStreams(settings.max_streams)
     app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
-    for room in (native, openai, chat_completions, completions, ops):
+    for room in (native, openai, chat_completions, completions, responses, messages, ops):
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)

@@ -630,6 +630,37 @@ def test_the_time_without_readers_begins_when_the_last_one_leaves() -> None:
     assert engine.cancelled_by == ["orphan"]
 
 
+def test_a_job_that_is_detached_is_no_orphan() -> None:
+    job, _sequence, engine = lone_job()
+    job.is_detached = True
+    job.expire(time.monotonic() + 501, orphan_ttl_s=500)
+    assert engine.cancelled_by == []
+
+
+def test_what_is_kept_with_a_job_weighs_and_the_first_of_it_stays() -> None:
+    """Of two requests with one idempotency key the first has made the job."""
+    job, _sequence, _engine = lone_job()
+    job.keep("first", 100)
+    job.keep("second", 1000)
+    assert job.note == "first"
+    assert job.num_bytes == 100
+
+
+def test_who_waits_for_the_end_takes_nothing_and_is_woken_by_it() -> None:
+    job, sequence, _engine = lone_job()
+    sequence.sender.send(Token("a", 0))
+    job.wait_end(0.01)
+    waiting = threading.Thread(target=job.wait_end, args=(WAIT_S,))
+    waiting.start()
+    wait_until(lambda: len(sequence.sender._shared.listeners) == 1)
+    sequence.sender.close(END)
+    waiting.join(WAIT_S / 2)
+    assert not waiting.is_alive()
+    assert sequence.sender.statistics().num_waiting == 1
+    assert sequence.sender._shared.listeners == ()
+    assert job.events()[1:] == [Token("a", 0), END]
+
+
 @pytest.mark.parametrize("who", ["read", "expire"])
 def test_between_taking_and_writing_down_nobody_looks(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who did would find neither, and sleep through the last event."""

@@ -1,6 +1,6 @@
 """Imports run one way.
 
-web -> jobs -> job, prompts, grammars -> engine -> structure -> streams, observe -> body, answer
+web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer
     -> request, events, errors, keys, settings
 """
 
@@ -20,7 +20,7 @@ LEVELS = [
     {"worker.streams", "worker.observe", "worker.body", "worker.answer"},
     {"worker.structure"},
     {"worker.engine"},
-    {"worker.job", "worker.prompts", "worker.grammars"},
+    {"worker.job", "worker.prompts", "worker.grammars", "worker.call_grammar"},
     {"worker.jobs"},
     {"worker.web"},
     # what starts a process, or talks to one from outside: nobody imports these
@@ -35,7 +35,7 @@ FLASK = {"flask", "werkzeug", "gunicorn"}
 
 # In the room of torch, and without it.
 TORCH_FREE = {"admission", "limits", "supervisor", "delivery", "endings", "scheduler", "sequence", "kv_cache"}
-TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs"}
+TORCH_FREE |= {"stop_strings", "detokenizer", "tokenizer", "logprobs", "conversation"}
 
 
 def module_of(path: Path) -> str:

@@ -10,8 +10,9 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from worker.answer import PLAIN
+from worker.answer import AnswerFormat
 from worker.body import shorten
+from worker.call_grammar import structure_of_calls
 from worker.engine.constraints import Constraint
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
@@ -21,7 +22,7 @@ from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
-from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
+from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, check_tools, max_tokens_of
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -29,6 +30,9 @@ from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Wakeup
 from worker.structure import structure_of
+
+# The end of a prompt in which a mark of reasoning is found, whatever pieces it is made of.
+MARK_TOKENS = 16
 
 
 class Jobs:
@@ -155,12 +159,15 @@ class Jobs:
         model = self._engine.model
         deadlines = self._deadlines(request, on_disconnect)
         check_tokens(request, model.vocab_size)
+        check_tools(request, model.tokenizer.answer_format)
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
         check_min_tokens(request, max_tokens)
-        structure = structure_of(request, PLAIN)
+        prompt_end = model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""
+        answer_format = model.tokenizer.answer_format.of_request(request, prompt_end)
+        structure = structure_of_calls(request, answer_format) or structure_of(request, answer_format)
         constraints = [self._grammars.constraint(structure, model) for _ in range(num_choices)] if structure else []
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, constraints)
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
     def _make(
         self, admitted: "_Admitted", client: str, on_disconnect: OnDisconnect, choice: int
@@ -186,15 +193,24 @@ class Jobs:
             prompt_ids=admitted.prompt_ids,
             params=params,
             sender=sender,
-            detokenizer=admitted.tokenizer.new_detokenizer(),
+            detokenizer=admitted.tokenizer.new_detokenizer(admitted.answer_format.special_marks),
             deadlines=admitted.deadlines,
             narrator=narrator,
             client=client,
             constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
-        job = Job(started, sequence, source, self._engine, self._wakeup, request.on_disconnect or on_disconnect)
+        leaving = request.on_disconnect or on_disconnect
+        job = Job(started, sequence, source, self._engine, self._wakeup, leaving, admitted.answer_format)
         return job, sequence
+
+    def count_tokens(self, request: GenerateRequest) -> int:
+        """How many tokens the prompt of a request has.
+
+        Raises:
+            NotReady, InvalidRequest: As `start`.
+        """
+        return len(self._encoder.encode(request, self._engine.model))
 
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""
@@ -270,4 +286,5 @@ class _Admitted:
     max_tokens: int
     deadlines: Deadlines
     tokenizer: Tokenizer
+    answer_format: AnswerFormat
     constraints: list[Constraint]  # one for each choice, or none

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from worker.answer import AnswerFormat
 from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest
-from worker.request import GenerateRequest
+from worker.request import GenerateRequest, Message
 from worker.streams.aside import Aside, new_aside
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class PromptEncoder:
             InvalidRequest: It holds no token, or more than ever fit.
         """
         tokenizer, messages, prompt = model.tokenizer, request.messages, request.prompt or ""
+        tools = request.offered_tools
         if isinstance(prompt, list):
             return prompt
         encode: Callable[[], list[int]]
@@ -42,8 +44,9 @@ class PromptEncoder:
             num_characters = len(prompt)
             encode = partial(tokenizer.encode, prompt)
         else:
-            num_characters = sum(len(message.text) + MESSAGE_CHARACTERS for message in messages)
-            encode = partial(tokenizer.encode_chat, messages)
+            num_characters = sum(_num_characters(message) for message in messages)
+            num_characters += sum(len(tool.model_dump_json()) for tool in tools)
+            encode = partial(tokenizer.encode_chat, messages, tools)
         if num_characters <= SHORT_CHARACTERS and tokenizer.is_shareable:
             prompt_ids = encode()
         elif messages is None:
@@ -52,7 +55,7 @@ class PromptEncoder:
         else:
 
             def encode_if_it_fits() -> list[int]:
-                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")
+                _check_fits(request, tokenizer.min_chat_tokens(messages, tools), model.max_context, "at least ")
                 return encode()
 
             prompt_ids = self._place(num_characters, model).run(encode_if_it_fits)
@@ -63,6 +66,12 @@ class PromptEncoder:
     def _place(self, num_characters: int, model: "LoadedModel") -> Aside:
         is_far = num_characters > LONG_CHARACTERS and model.tokenizer.is_shareable
         return self._far_aside if is_far else self._aside
+
+
+def _num_characters(message: Message) -> int:
+    """How long a template makes a message, about."""
+    calls = sum(len(call.function.arguments) + MESSAGE_CHARACTERS for call in message.tool_calls or ())
+    return len(message.text) + len(message.reasoning_content or "") + calls + MESSAGE_CHARACTERS
 
 
 def _check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: int, least: str = "") -> None:
@@ -93,6 +102,19 @@ def check_tokens(request: GenerateRequest, vocab_size: int) -> None:
     ]
     if errors:
         raise InvalidRequest(errors)
+
+
+def check_tools(request: GenerateRequest, format: AnswerFormat) -> None:
+    """See that the model can be offered the tools of the request.
+
+    Raises:
+        InvalidRequest: It cannot.
+    """
+    if request.offered_tools and format.calls is None:
+        message = (
+            "cannot be used: the model's chat template writes calls in a form that is not known here; leave it out"
+        )
+        raise InvalidRequest([FieldError("tools", "chat_template", message)])
 
 
 def max_tokens_of(

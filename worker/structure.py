@@ -41,10 +41,20 @@ def structure_of(request: SamplingFields, answer_format: AnswerFormat) -> Struct
         InvalidRequest: It is too long.
     """
     structure = _structure_of(request)
-    if structure is not None and len(structure.grammar) > MAX_GRAMMAR_CHARACTERS:
+    if structure is not None:
+        check_length(structure)
+    return structure
+
+
+def check_length(structure: Structure) -> None:
+    """See that a grammar is not too long to be compiled.
+
+    Raises:
+        InvalidRequest: It is.
+    """
+    if len(structure.grammar) > MAX_GRAMMAR_CHARACTERS:
         message = f"makes a grammar of {len(structure.grammar)} characters; it may have {MAX_GRAMMAR_CHARACTERS}"
         raise InvalidRequest([FieldError(structure.field, "too_long", message)])
-    return structure
 
 
 def _structure_of(request: SamplingFields) -> Structure | None:
@@ -54,10 +64,7 @@ def _structure_of(request: SamplingFields) -> Structure | None:
     if response_format is not None and response_format.json_schema is not None:
         field = "response_format.json_schema.schema"
         schema = response_format.json_schema.schema_
-        if _OPTIONS in schema:
-            message = f"has {_OPTIONS!r}, which is for the server to say; remove it"
-            raise InvalidRequest([FieldError(field, "not_supported", message)])
-        return Structure(field, f"start: {json_rule(schema)}")
+        return Structure(field, f"start: {json_rule(schema, field)}")
     if request.regex is not None:
         return Structure("regex", f"start: {_regex_rule(request.regex)}")
     if request.choice is not None:
@@ -67,8 +74,18 @@ def _structure_of(request: SamplingFields) -> Structure | None:
     return None
 
 
-def json_rule(schema: dict[str, Any]) -> str:
-    """JSON that fits a schema, as a part of a grammar."""
+def json_rule(schema: dict[str, Any], field: str = "") -> str:
+    """JSON that fits a schema, as a part of a grammar.
+
+    Args:
+        field: Of the request, where the schema is.
+
+    Raises:
+        InvalidRequest: The schema says what is not a client's to say.
+    """
+    if _OPTIONS in schema:
+        message = f"has {_OPTIONS!r}, which is for the server to say; remove it"
+        raise InvalidRequest([FieldError(field, "not_supported", message)])
     return f"%json {json.dumps(schema | {_OPTIONS: {'whitespace_pattern': _WHITESPACE}})}"
 
 

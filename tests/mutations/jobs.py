@@ -201,8 +201,8 @@ _LEAVING = [
     ),
     job(
         "a job with a reader is no orphan",
-        "        elif self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:\n",
-        "        elif now - self._unread_since > orphan_ttl_s:\n",
+        " and self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:\n",
+        " and now - self._unread_since > orphan_ttl_s:\n",
         "test_the_time_without_readers_begins_when_the_last_one_leaves",
     ),
     job(
@@ -373,8 +373,8 @@ _ADMISSION = [
     ),
     prompts(
         "a conversation that is far too long is not encoded",
-        '                _check_fits(request, tokenizer.min_chat_tokens(messages), model.max_context, "at least ")\n',
-        "",
+        '_check_fits(request, tokenizer.min_chat_tokens(messages, tools), model.max_context, "at least ")\n',
+        "pass\n",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
     prompts(
@@ -438,7 +438,7 @@ _TOKENIZER = [
     ),
     tokenizer(
         "a conversation is measured as the template writes it",
-        "self.min_tokens(self._write(messages))",
+        "self.min_tokens(self._write(messages, tools))",
         'self.min_tokens("".join(message.content for message in messages))',
         "test_a_conversation_is_measured_as_the_template_writes_it",
     ),

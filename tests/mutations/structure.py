@@ -162,14 +162,14 @@ MUTATIONS: list[Mutation] = [
     ),
     structure(
         "a grammar has a limit of length",
-        " and len(structure.grammar) > MAX_GRAMMAR_CHARACTERS:",
-        " and False:",
+        "    if len(structure.grammar) > MAX_GRAMMAR_CHARACTERS:\n",
+        "    if False:\n",
         "test_a_grammar_has_a_limit_that_is_named",
     ),
     structure(
         "a schema cannot change how it is read",
-        "        if _OPTIONS in schema:\n",
-        "        if False:\n",
+        "    if _OPTIONS in schema:\n",
+        "    if False:\n",
         "test_a_schema_cannot_change_how_it_is_read",
     ),
     request(
@@ -180,8 +180,8 @@ MUTATIONS: list[Mutation] = [
     ),
     request(
         "what could cut an answer is refused beside its form",
-        "            if given and data.get(name)\n",
-        "            if False\n",
+        "        return _cuts_in(data, given[0]) if given else []\n",
+        "        return []\n",
         "test_what_could_cut_the_answer_is_refused",
     ),
 ]

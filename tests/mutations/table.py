@@ -1,6 +1,20 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import access, channels, clients, engine, faults, jobs, process, steps, structure, wakeups, web
+from tests.mutations import (
+    access,
+    channels,
+    clients,
+    engine,
+    faults,
+    jobs,
+    process,
+    steps,
+    structure,
+    tools,
+    wakeups,
+    web,
+    wires,
+)
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -12,6 +26,8 @@ MUTATIONS: list[Mutation] = [
     *jobs.MUTATIONS,
     *structure.MUTATIONS,
     *web.MUTATIONS,
+    *wires.MUTATIONS,
+    *tools.MUTATIONS,
     *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,

@@ -23,8 +23,8 @@ _STREAMS = [
     ),
     sse(
         "[DONE] follows the end",
-        "    yield DONE\n",
-        "    yield b''\n",
+        "        yield translator.done\n",
+        "        yield b''\n",
         "test_the_end_is_followed_by_done_and_by_nothing",
     ),
     sse(
@@ -260,24 +260,26 @@ _ADMISSION = [
         "who gets no place to read makes no job, of OpenAI's routes",
         """\
     with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+        jobs, headers = start_jobs(
+            requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens
+        )
 """,
         """\
-    jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+    jobs, headers = start_jobs(requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens)
     with shared.streams.reserve() as place:
 """,
         "tests/web/test_admission.py::test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key",
     ),
     answers(
         "a chat with a key is kept",
-        "            if not is_kept:",
+        "            if not can_come_back:",
         "            if True:",
         "tests/web/test_admission.py::test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
     chat(
         "a limit is called what the client has called it",
-        '            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error\n',
-        "            error\n",
+        'limit if field == "max_tokens" else field',
+        "field",
         "tests/web/test_admission.py::test_a_limit_is_called_what_the_client_has_called_it",
     ),
     openai(

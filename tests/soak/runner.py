@@ -6,6 +6,8 @@ injected fault explains.
 """
 
 import weakref
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from worker.engine.detokenizer import IncrementalDetokenizer, TokenBytes
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.engine.tokenizer import Tokenizer
-from worker.request import Message
+from worker.request import Message, Tool
 from worker.streams.native import native_sleep
 
 STUCK_S = 3600.0
@@ -152,12 +154,12 @@ class SoakTokenizer(Tokenizer):
         self._fail_now_and_then()
         return super().encode(text)
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Collection[Tool] = ()) -> list[int]:
         self._fail_now_and_then()
-        return super().encode_chat(messages)
+        return super().encode_chat(messages, tools)
 
-    def new_detokenizer(self) -> IncrementalDetokenizer:
-        inner = super().new_detokenizer()
+    def new_detokenizer(self, shown: Mapping[str, int] = MappingProxyType({})) -> IncrementalDetokenizer:
+        inner = super().new_detokenizer(shown)
         if self._faults.hits("detokenizer"):
             return _FailingDetokenizer(inner, int(self._faults.between(0, 20)), self._faults)
         return inner

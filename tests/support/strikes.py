@@ -6,7 +6,7 @@ not get around to it. Time passes by moving instants into the past: no deadline 
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.errors import GenerationFailed
 from worker.events import Failure, Narration
-from worker.request import Message, SamplingParams
+from worker.request import Message, SamplingParams, Tool
 from worker.streams.channel import SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
@@ -174,10 +174,10 @@ class Strikes:
             check(text)
             return encode(text)
 
-        def encode_chat_or_raise(messages: list[Message]) -> list[int]:
+        def encode_chat_or_raise(messages: list[Message], tools: Collection[Tool] = ()) -> list[int]:
             for message in messages:
                 check(message.text)
-            return encode_chat(messages)
+            return encode_chat(messages, tools)
 
         tokenizer.encode = encode_or_raise  # type: ignore[method-assign]
         tokenizer.encode_chat = encode_chat_or_raise  # type: ignore[method-assign]

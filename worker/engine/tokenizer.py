@@ -9,8 +9,12 @@ A panic of the library leaves here as a RuntimeError. Torch-free.
 
 import copy
 import json
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from worker.answer import answer_format_of
+from worker.engine.conversation import schemas, turns
 from worker.engine.detokenizer import (
     BYTE_TOKEN,
     ByteLevelDetokenizer,
@@ -22,7 +26,7 @@ from worker.engine.detokenizer import (
 from worker.engine.panics import without_panics
 from worker.engine.token_span import token_span
 from worker.errors import FieldError, InvalidRequest
-from worker.request import Message
+from worker.request import Message, Tool
 
 # What a model without a chat template gets: roles as plain words, which any language model can follow a little.
 DEFAULT_CHAT_TEMPLATE = (
@@ -30,15 +34,9 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 _without_panics = without_panics("the tokenizers library")
-
-
-def _turn(message: Message, has_developer: bool) -> dict[str, Any]:
-    """A message as templates read it. Few know developers, whose word is the system's elsewhere."""
-    role = "system" if message.role == "developer" and not has_developer else message.role
-    turn = {"role": role, "content": message.text}
-    return turn if message.name is None else turn | {"name": message.name}
 
 
 def _drops_first_space(decoder: dict[str, Any] | None) -> bool | None:
@@ -69,6 +67,7 @@ class Tokenizer:
 
     Attributes:
         is_shareable: Whether several threads may encode at once. Not with a tokenizer in plain Python.
+        answer_format: How the model marks reasoning and calls.
         drops_first_space: Whether a text loses a space at its beginning. None: what a token adds to a text depends on
             those around it.
     """
@@ -84,14 +83,18 @@ class Tokenizer:
         self._token_bytes: TokenBytes | None = None
         if backend is None:
             self._decode_copy = copy.deepcopy(tokenizer)
-            self._special_ids = frozenset(tokenizer.all_special_ids)
             self._token_of_id = _without_panics(self._decode_copy.convert_ids_to_tokens)
+            self._special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+            self._special_ids = frozenset(self._special.values())
+            self.answer_format = answer_format_of(self._template(has_tools=True), self._special)
             return
         backend.no_truncation()  # a tokenizer.json may say that inputs are cut or padded, as for training
         backend.no_padding()
         self._decode_copy = copy.deepcopy(backend)
         added = self._decode_copy.get_added_tokens_decoder()
-        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
+        self.answer_format = answer_format_of(self._template(has_tools=True), self._special)
         self._token_of_id = _without_panics(self._decode_copy.id_to_token)
         description = self._decode_copy.to_str()
         self._span = token_span(json.loads(description))
@@ -118,30 +121,43 @@ class Tokenizer:
         """How many tokens a raw prompt has at least. A count of bytes, without the work of encoding. Any thread."""
         return 0 if self._span is None else -(-len(text.encode()) // self._span)
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: Collection[Tool] = ()) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next turn begins. Any thread.
+
+        Args:
+            tools: Those that the model is offered.
 
         Raises:
             InvalidRequest: The model's chat template refuses this conversation.
         """
         # A template has written the special tokens already.
-        return self._encode(self._write(messages), add_special_tokens=not self._tokenizer.chat_template)
+        has_template = self._template(bool(tools)) is not None
+        return self._encode(self._write(messages, tools), add_special_tokens=not has_template)
 
-    def min_chat_tokens(self, messages: list[Message]) -> int:
+    def min_chat_tokens(self, messages: list[Message], tools: Collection[Tool] = ()) -> int:
         """How many tokens a conversation has at least, once the template has written it: it may leave some out.
 
         Raises:
             InvalidRequest: As `encode_chat`.
         """
-        return 0 if self._span is None else self.min_tokens(self._write(messages))
+        return 0 if self._span is None else self.min_tokens(self._write(messages, tools))
 
-    def _write(self, messages: list[Message]) -> str:
-        own = self._tokenizer.chat_template
-        template = None if own else DEFAULT_CHAT_TEMPLATE
-        conversation = [_turn(message, "developer" in str(own)) for message in messages]
+    def _template(self, has_tools: bool) -> str | None:
+        """The chat template of the model. Some have two, and the one with this name is for tools."""
+        own = getattr(self._tokenizer, "chat_template", None)
+        if isinstance(own, dict):
+            own = own.get("tool_use" if has_tools and "tool_use" in own else "default")
+        return own or None
+
+    def _write(self, messages: list[Message], tools: Collection[Tool]) -> str:
+        own = self._template(bool(tools))
         try:
             text: str = self._tokenizer.apply_chat_template(
-                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+                turns(messages, tools, own),
+                chat_template=own or DEFAULT_CHAT_TEMPLATE,
+                tools=schemas(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
             raise InvalidRequest(
@@ -179,11 +195,16 @@ class Tokenizer:
         encoding: list[int] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return encoding
 
-    def new_detokenizer(self) -> IncrementalDetokenizer:
-        """A detokenizer for one stream. Any thread may make it; only the generation thread uses it."""
+    def new_detokenizer(self, shown: Mapping[str, int] = _NONE) -> IncrementalDetokenizer:
+        """A detokenizer for one stream. Any thread may make it; only the generation thread uses it.
+
+        Args:
+            shown: Special tokens that are part of the text, by name.
+        """
+        marks = {token_id: mark for mark, token_id in shown.items()}
         if self._token_bytes is not None:
-            return ByteLevelDetokenizer(self._token_bytes)
-        return WindowDetokenizer(self._decode, self._token_of_id, self._special_ids)
+            return ByteLevelDetokenizer(self._token_bytes, marks)
+        return WindowDetokenizer(self._decode, self._token_of_id, self._special_ids, marks)
 
     @_without_panics
     def decode(self, token_ids: list[int]) -> str:

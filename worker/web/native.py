@@ -10,13 +10,24 @@ from worker.job import Job, JobReader
 from worker.request import GenerateRequest
 from worker.web.auth import client
 from worker.web.context import context, read_body, start_jobs
-from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, logprob_fields, stream_job, usage_fields
+from worker.web.sse import (
+    DONE,
+    HEADERS,
+    Place,
+    encode_data,
+    event_stream_response,
+    logprob_fields,
+    stream_job,
+    usage_fields,
+)
 
 blueprint = Blueprint("native", __name__)
 
 
 class NativeTranslator:
     """Events in the words of the stream contract, section 2."""
+
+    done = DONE
 
     def encode(self, number: int, event: Event) -> bytes:
         return b"id: %d\n" % number + encode_data(_payload(event))

@@ -15,11 +15,11 @@ from pydantic import Field
 from worker.errors import UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
-from worker.request import SamplingFields, StrictModel
+from worker.request import MaxTokens, SamplingFields, StrictModel
 from worker.web.answers import failure_of
 from worker.web.context import Context, context
 from worker.web.refusals import openai_error, openai_kind
-from worker.web.sse import encode_data, usage_fields
+from worker.web.sse import DONE, encode_data, usage_fields
 
 blueprint = Blueprint("openai", __name__)
 
@@ -42,6 +42,7 @@ class OpenAIFields(SamplingFields):
     """What the bodies of both routes share."""
 
     model: str | None = None
+    max_tokens: MaxTokens | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -62,7 +63,7 @@ class OpenAIFields(SamplingFields):
     def internal_fields(self) -> dict[str, Any]:
         """What needs no translation."""
         fields = {name: getattr(self, name) for name in SamplingFields.model_fields}
-        return fields | {"logprobs": self.num_logprobs}
+        return fields | {"max_tokens": self.max_tokens, "logprobs": self.num_logprobs}
 
 
 class OpenAITranslator(ABC):
@@ -71,6 +72,7 @@ class OpenAITranslator(ABC):
     Which choice an event belongs to is the number that comes with it.
     """
 
+    done = DONE
     id_prefix: str
     chunk_object: str
     whole_object: str

@@ -1,12 +1,21 @@
-"""Failures before the first byte, as HTTP answers: in OpenAI's shape on its routes, in ours on all others."""
+"""Failures before the first byte, as HTTP answers: in the shape of OpenAI, of Anthropic or our own, by the route."""
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, RequestError, Unauthorized
+from worker.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    FieldError,
+    GenerationFailed,
+    InvalidRequest,
+    RequestError,
+    Unauthorized,
+)
 
 logger = logging.getLogger("endstop")
 
@@ -15,9 +24,6 @@ RETRY_FAILED_S = 10
 
 # Where OpenAI's API has a code of its own, which its clients look at.
 _OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
-
-# The routes that exist because OpenAI's API has them.
-OPENAI_PREFIXES = ("/v1/chat/", "/v1/completions", "/v1/models")
 
 
 def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -30,6 +36,53 @@ def openai_kind(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status < 500 else "server_error"
+
+
+# What is not here is the client's fault below 500 and ours above.
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_error(message: str, status: int, code: str) -> dict[str, Any]:
+    """Anthropic's error object, for answers and for events. Its clients read `details.error_code` for the cause."""
+    kind = _ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message, "details": {"error_code": code}}}
+
+
+Shape = Callable[[int, str, str, Sequence[FieldError]], dict[str, Any]]
+
+
+def _in_openai_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
+    param = fields[0].field if fields else None
+    return openai_error(message, openai_kind(status), _OPENAI_CODES.get(code, code), param)
+
+
+def _in_anthropic_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
+    return anthropic_error(message, status, code)
+
+
+def _in_our_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
+    if fields:
+        return {"errors": [{"field": f.field, "constraint": f.constraint, "message": f.message} for f in fields]}
+    return {"error": {"code": code, "message": message}}
+
+
+# By path and not by blueprint: a path that no route has is refused in the shape of its neighbours.
+_SHAPES: tuple[tuple[str, Shape], ...] = (
+    ("/v1/chat/", _in_openai_shape),
+    ("/v1/completions", _in_openai_shape),
+    ("/v1/models", _in_openai_shape),
+    ("/v1/responses", _in_openai_shape),
+    ("/v1/messages", _in_anthropic_shape),
+)
 
 
 def install(app: Flask) -> None:
@@ -73,15 +126,8 @@ def _refuse_bug(error: Exception) -> Response:
     return _answer(500, "INTERNAL", "the server failed; its log has the details", [])
 
 
-def _answer(status: int, code: str, message: str, fields: list[Any]) -> Response:
-    body: dict[str, Any]
-    if request.path.startswith(OPENAI_PREFIXES):
-        param = fields[0].field if fields else None
-        body = openai_error(message, openai_kind(status), _OPENAI_CODES.get(code, code), param)
-    elif fields:
-        body = {"errors": [{"field": f.field, "constraint": f.constraint, "message": f.message} for f in fields]}
-    else:
-        body = {"error": {"code": code, "message": message}}
-    response = jsonify(body)
+def _answer(status: int, code: str, message: str, fields: Sequence[FieldError]) -> Response:
+    shape = next((shape for prefix, shape in _SHAPES if request.path.startswith(prefix)), _in_our_shape)
+    response = jsonify(shape(status, code, message, fields))
     response.status_code = status
     return response
