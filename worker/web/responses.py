@@ -183,7 +183,8 @@ InputItem = Annotated[
 ]
 _INPUT_ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 Input = Annotated[
-    Annotated[str, Tag("=text")] | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Tag("=list")],
+    Annotated[str, Tag("=text")]
+    | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Tag("=list")],
     Discriminator(_text_or_list),
 ]
 
