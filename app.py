@@ -22,9 +22,11 @@ from worker.web import (
     messages,
     native,
     openai,
+    openapi,
     ops,
     refusals,
     responses,
+    tokenization,
 )
 from worker.web.context import EXTENSION, Context, limit_writes
 from worker.web.sse import OpenStreams, close_lost_bodies
@@ -61,7 +63,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
     streams = OpenStreams(settings.max_streams)
     app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
-    for room in (native, openai, chat_completions, completions, responses, messages, ops):
+    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi)
+    for room in rooms:
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)

@@ -200,7 +200,7 @@ def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(mon
         encode = engine.model.tokenizer.encode
         made: list[Job] = []
 
-        def encode_and_be_overtaken(text: str) -> list[int]:
+        def encode_and_be_overtaken(text: str, *options: Any) -> list[int]:
             assert jobs._keys_lock.acquire(False)
             jobs._keys_lock.release()
             monkeypatch.setattr(engine.model.tokenizer, "encode", encode)
@@ -387,7 +387,7 @@ def test_what_can_never_fit_is_refused(fields: dict[str, Any], bad: str) -> None
 
 def test_a_prompt_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with jobs_of() as (jobs, engine, _):
-        monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text: [])
+        monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text, add_special_tokens: [])
         with pytest.raises(InvalidRequest, match="holds no token"):
             start(jobs, request(), "continue")
 

@@ -22,7 +22,14 @@ from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
-from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, check_tools, max_tokens_of
+from worker.prompts import (
+    PromptEncoder,
+    check_fits,
+    check_min_tokens,
+    check_tokens,
+    check_tools,
+    max_tokens_of,
+)
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
@@ -203,6 +210,22 @@ class Jobs:
         leaving = request.on_disconnect or on_disconnect
         job = Job(started, sequence, source, self._engine, self._wakeup, leaving, admitted.answer_format)
         return job, sequence
+
+    def tokenize(
+        self, request: GenerateRequest, *, add_special_tokens: bool | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The token ids that the model would get for a request, without a job. Bounded as `start` is.
+
+        Raises:
+            NotReady: Loading, draining or dead.
+            InvalidRequest: It can never fit.
+        """
+        model = self._engine.model
+        token_ids = self._encoder.encode(
+            request, model, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt
+        )
+        check_fits(request, len(token_ids), model.max_context)
+        return token_ids
 
     def count_tokens(self, request: GenerateRequest) -> int:
         """How many tokens the prompt of a request has.

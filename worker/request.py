@@ -34,10 +34,12 @@ MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+_ListOfStops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 StopStrings = Annotated[
-    list[StopString],
-    Field(max_length=MAX_STOP_STRINGS),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    _ListOfStops,
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=StopString | _ListOfStops
+    ),
 ]
 TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
@@ -69,10 +71,13 @@ class SamplingParams:
 
 
 class StrictModel(BaseModel):
-    """What every part of a request is: unknown fields are refused, and types are not converted."""
+    """What every part of a request is: unknown fields are refused, and types are not converted.
+
+    The text under a field is its description in /openapi.json.
+    """
 
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
@@ -241,22 +246,39 @@ class SamplingFields(StrictModel):
     """The fields that every generating route shares. How each names the limit of an answer is its own."""
 
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 1.0
+    """How freely the next token is drawn; 0: always the likeliest."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Only the likeliest tokens that together have this probability are drawn from."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens are drawn from; 0: all."""
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    """Only tokens are drawn from that have this share of the likeliest one's probability; 0: all."""
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] = 1.0
+    """Above 1, tokens of prompt and output become less likely, as in transformers."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    """Taken from the logit of each token that the output has."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] = 0.0
+    """Taken from the logit of a token each time that the output has it."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    """The same request with the same seed has the same answer. Default: another one each time."""
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
+    """What is added to the logits of tokens, by token id."""
     stop: StopStrings | None = None
+    """Texts that end the answer, one or a list of them. They are not part of it."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    """Tokens that end the answer as the model's own end does. Their text is not part of it."""
     ignore_eos: bool = False
+    """Whether the answer goes on behind the model's own end."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    """Before so many tokens nothing ends the answer but its limit."""
     response_format: ResponseFormat | None = None
+    """What the answer has to be: any text, a JSON object, or JSON that fits a schema."""
     regex: Annotated[str, Field(min_length=1)] | None = None
+    """A regular expression, in Rust's syntax, that the whole answer matches."""
     choice: Annotated[list[Choice], Field(min_length=1)] | None = None
+    """Texts of which the answer is one."""
     grammar: Annotated[str, Field(min_length=1)] | None = None
+    """A grammar, in llguidance's Lark, of which the answer is a text."""
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
@@ -353,8 +375,11 @@ class ToolFields(StrictModel):
     """What a conversation may say of tools."""
 
     tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
-    tool_choice: ToolChoice | None = None  # None: auto
+    """Functions that the model may call."""
+    tool_choice: ToolChoice | None = None
+    """Whether a tool is called, or which one. Only with `tools`. Default: `auto`."""
     parallel_tool_calls: bool = True
+    """Whether an answer may have more than one call. Only with `tools`."""
 
     @property
     def offered_tools(self) -> list[Tool]:
@@ -401,16 +426,33 @@ def _names_of(tools: object) -> list[str]:
     return found
 
 
+def _given(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+# For the schema of a request: what its `conflicts` says in words.
+PROMPT_OR_MESSAGES = ConfigDict(json_schema_extra={"oneOf": [_given("prompt"), _given("messages")]})
+
+
 class GenerateRequest(ToolFields, SamplingFields):
     """A request, whatever API it came by: the body of the native routes, and what the others translate to."""
 
+    model_config = PROMPT_OR_MESSAGES
+
     prompt: Prompt | None = None
+    """What is continued: a text, or its token ids."""
     messages: Messages | None = None
+    """A conversation that is answered, in place of a prompt: as the model's chat template writes it."""
     max_tokens: MaxTokens | None = None
+    """The longest answer, in tokens. Prompt and answer share the context, and the default is what the prompt leaves."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """How many of the likeliest tokens are told with each token, and how likely they were. Default: nothing is told."""
     narrate: bool = False
-    on_disconnect: Literal["cancel", "continue"] | None = None  # None: the route's default
+    """Whether progress is told in words, merged with the tokens."""
+    on_disconnect: Literal["cancel", "continue"] | None = None
+    """What becomes of the job when its reader leaves. Default: `continue` for /v1/jobs, `cancel` for /execute."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from acceptance to the end. Default, and the most: the server's own limit (ENDSTOP_TOTAL_TIMEOUT_S)."""
 
     @property
     def num_logprobs(self) -> int | None:

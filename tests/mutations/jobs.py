@@ -367,13 +367,13 @@ _ADMISSION = [
     ),
     prompts(
         "a prompt that is far too long is not encoded",
-        '            _check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
+        '            check_fits(request, tokenizer.min_tokens(prompt), model.max_context, "at least ")\n',
         "",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
     prompts(
         "a conversation that is far too long is not encoded",
-        '_check_fits(request, tokenizer.min_chat_tokens(messages, tools), model.max_context, "at least ")\n',
+        'check_fits(request, num_at_least(), model.max_context, "at least ")\n',
         "pass\n",
         "test_what_is_far_too_long_is_refused_and_not_encoded",
     ),
@@ -438,7 +438,7 @@ _TOKENIZER = [
     ),
     tokenizer(
         "a conversation is measured as the template writes it",
-        "self.min_tokens(self._write(messages, tools))",
+        "self.min_tokens(self._write(messages, tools, add_generation_prompt))",
         'self.min_tokens("".join(message.content for message in messages))',
         "test_a_conversation_is_measured_as_the_template_writes_it",
     ),

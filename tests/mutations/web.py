@@ -13,6 +13,10 @@ bytes_in = taking_from("worker/body.py", "tests/test_request.py")
 request = taking_from("worker/request.py", "tests/test_request.py")
 ops = taking_from("worker/web/ops.py", "tests/web/test_ops.py")
 app = taking_from("app.py", "tests/test_app.py")
+tokens = taking_from("worker/web/tokenization.py", "tests/web/test_tokenize.py")
+tokenize = taking_from("worker/jobs.py", "tests/web/test_tokenize.py")
+document = taking_from("worker/web/openapi.py", "tests/web/test_openapi.py")
+page = taking_from("worker/web/openapi.py", "tests/web/test_docs_page.py")
 
 _STREAMS = [
     sse(
@@ -353,4 +357,52 @@ _REQUESTS = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION, *_ADMISSION, *_REQUESTS]
+_TOKENS = [
+    tokens(
+        "too many tokens are refused",
+        "    if len(body.tokens) > model.max_context:\n",
+        "    if False:\n",
+        "test_too_many_tokens_are_refused",
+    ),
+    tokens(
+        "tokens that the model has not are refused",
+        '    check_known({"tokens": body.tokens}, model.vocab_size)\n',
+        "",
+        "test_tokens_that_the_model_has_not_are_named",
+    ),
+    tokenize(
+        "what could not be generated from is not counted",
+        "        check_fits(request, len(token_ids), model.max_context)\n",
+        "",
+        "test_what_could_not_be_generated_from_is_refused",
+    ),
+]
+
+_DOCUMENT = [
+    document(
+        "in a body null asks for the default",
+        "        _let_null_ask_for_defaults(components[name])\n",
+        "        pass\n",
+        "test_the_schema_of_a_body_says_what_parsing_it_says",
+    ),
+    document(
+        "an answer has no field that the document has not",
+        'return {"additionalProperties": False} | super().typed_dict_schema',
+        "return super().typed_dict_schema",
+        "test_a_schema_of_an_answer_is_closed",
+    ),
+    document(
+        "names of tokens are the only ones",
+        'return found | {"additionalProperties": False} if "patternProperties" in found else found\n',
+        "return found\n",
+        "test_the_schema_says_what_parsing_says_of",
+    ),
+    page(
+        "the page asks no other host",
+        """default-src 'none'; connect-src 'self'""",
+        """default-src *; connect-src *""",
+        "test_it_may_ask_no_other_host",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION, *_ADMISSION, *_REQUESTS, *_TOKENS, *_DOCUMENT]

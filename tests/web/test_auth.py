@@ -52,8 +52,11 @@ def shared(app: Flask) -> Any:
 # ---- keys
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/ready"])
-def test_probes_need_no_key(idle: Flask, path: str) -> None:
+OPEN = ["/health", "/ready", "/v1/ready", "/docs", "/openapi.json"]
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_and_the_description_need_no_key(idle: Flask, path: str) -> None:
     assert idle.test_client().get(path).status_code == 200
     assert idle.test_client().head(path).status_code == 200
 
@@ -64,7 +67,7 @@ def test_everything_else_needs_one(idle: Flask) -> None:
         (method, rule.rule.replace("<job_id>", "x").replace("<path:name>", "x"))
         for rule in idle.url_map.iter_rules()
         for method in rule.methods or ()
-        if rule.rule not in ("/health", "/ready", "/v1/ready")
+        if rule.rule not in OPEN
     ]
     assert len(asked) > 20
     for method, path in [*asked, ("GET", "/nope"), ("GET", "/metrics"), ("GET", "/health/"), ("GET", "//health")]:

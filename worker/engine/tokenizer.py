@@ -113,34 +113,45 @@ class Tokenizer:
         eos_id: int | None = self._tokenizer.eos_token_id
         return eos_id
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a raw prompt, with the special tokens that the model expects around one. Any thread."""
-        return self._encode(text, add_special_tokens=True)
+        return self._encode(text, add_special_tokens)
 
     def min_tokens(self, text: str) -> int:
         """How many tokens a raw prompt has at least. A count of bytes, without the work of encoding. Any thread."""
         return 0 if self._span is None else -(-len(text.encode()) // self._span)
 
-    def encode_chat(self, messages: list[Message], tools: Collection[Tool] = ()) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[Message],
+        tools: Collection[Tool] = (),
+        *,
+        add_special_tokens: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant's next turn begins. Any thread.
 
         Args:
             tools: Those that the model is offered.
+            add_special_tokens: Those around a text. None: if the model has no template, which writes them itself.
+            add_generation_prompt: Whether the assistant's next turn is begun.
 
         Raises:
             InvalidRequest: The model's chat template refuses this conversation.
         """
-        # A template has written the special tokens already.
-        has_template = self._template(bool(tools)) is not None
-        return self._encode(self._write(messages, tools), add_special_tokens=not has_template)
+        if add_special_tokens is None:
+            add_special_tokens = self._template(bool(tools)) is None
+        return self._encode(self._write(messages, tools, add_generation_prompt), add_special_tokens)
 
-    def min_chat_tokens(self, messages: list[Message], tools: Collection[Tool] = ()) -> int:
+    def min_chat_tokens(
+        self, messages: list[Message], tools: Collection[Tool] = (), *, add_generation_prompt: bool = True
+    ) -> int:
         """How many tokens a conversation has at least, once the template has written it: it may leave some out.
 
         Raises:
             InvalidRequest: As `encode_chat`.
         """
-        return 0 if self._span is None else self.min_tokens(self._write(messages, tools))
+        return 0 if self._span is None else self.min_tokens(self._write(messages, tools, add_generation_prompt))
 
     def _template(self, has_tools: bool) -> str | None:
         """The chat template of the model. Some have two, and the one with this name is for tools."""
@@ -149,7 +160,7 @@ class Tokenizer:
             own = own.get("tool_use" if has_tools and "tool_use" in own else "default")
         return own or None
 
-    def _write(self, messages: list[Message], tools: Collection[Tool]) -> str:
+    def _write(self, messages: list[Message], tools: Collection[Tool], add_generation_prompt: bool = True) -> str:
         own = self._template(bool(tools))
         try:
             text: str = self._tokenizer.apply_chat_template(
@@ -157,13 +168,17 @@ class Tokenizer:
                 chat_template=own or DEFAULT_CHAT_TEMPLATE,
                 tools=schemas(tools) or None,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # a template is a program of the model's author and may raise anything
             raise InvalidRequest(
                 [FieldError("messages", "chat_template", f"the model's chat template refuses them: {error}")]
             ) from error
         return text
+
+    def tokens_of(self, token_ids: list[int]) -> list[str]:
+        """Tokens as the vocabulary writes them; empty where the embedding has a row without a token. Any thread."""
+        return [self._token_of_id(token_id) or "" for token_id in token_ids]
 
     def spell(self, token_id: int) -> tuple[str, bytes]:
         """A token alone: as text, with replacement characters where it is none, and as bytes.

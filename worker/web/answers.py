@@ -7,12 +7,22 @@ from typing import Any, Protocol
 
 from flask import Response, jsonify, request
 
-from worker.errors import GenerationFailed, InvalidRequest, UnknownModel
+from worker.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InferenceFailed,
+    InvalidRequest,
+    OutOfMemory,
+    UnknownModel,
+)
 from worker.events import End, Event, Failure
 from worker.job import Job, OnDisconnect, is_failure
 from worker.request import GenerateRequest
-from worker.web.context import KEY_HEADER, context, start_jobs
+from worker.web.context import KEY_HEADER, OF_A_JOB, context, start_jobs
 from worker.web.sse import Translator, collect, event_stream_response, stream_job
+
+# What `respond` and `check_model` raise.
+OF_AN_ANSWER = (UnknownModel, *OF_A_JOB, InferenceFailed, OutOfMemory, DeadlineExceeded)
 
 
 class AnswerTranslator(Translator, Protocol):

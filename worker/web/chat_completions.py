@@ -9,9 +9,11 @@ from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Par
 from worker.events import Token
 from worker.job import Job
 from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages, ToolFields
-from worker.web.answers import check_model, naming, respond
-from worker.web.context import read_body
+from worker.web.answers import OF_AN_ANSWER, check_model, naming, respond
+from worker.web.context import IDEMPOTENCY_KEY, read_body
+from worker.web.description import describes
 from worker.web.openai import OpenAIFields, OpenAITranslator
+from worker.web.openai_answers import ChatCompletion, ChatCompletionChunk, OpenAIErrorEvent
 from worker.web.sse import logprob_fields
 
 blueprint = Blueprint("chat_completions", __name__)
@@ -21,10 +23,15 @@ class ChatCompletionRequest(ToolFields, OpenAIFields):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Messages
+    """The conversation that is answered, as the model's chat template writes it."""
     max_completion_tokens: MaxTokens | None = None
+    """OpenAI's newer name of `max_tokens`. Give one of them."""
     logprobs: bool = False
+    """Whether each token comes with how likely it was."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None  # for the caller's own records, as `user`
+    """How many of the likeliest tokens are told with each token. Only with `logprobs: true`."""
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    """For the caller's own records; nothing depends on it."""
 
     @property
     def num_logprobs(self) -> int | None:
@@ -136,6 +143,19 @@ def _logprobs(texts: list[Text]) -> dict[str, Any] | None:
 
 
 @blueprint.post("/v1/chat/completions")
+@describes(
+    "OpenAI",
+    body=ChatCompletionRequest,
+    answers={200: ChatCompletion},
+    events=ChatCompletionChunk | OpenAIErrorEvent,
+    raises=OF_AN_ANSWER,
+    parameters=(IDEMPOTENCY_KEY,),
+    example={
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 16,
+        "temperature": 0,
+    },
+)
 def chat_completions() -> Response:
     """Answer a conversation."""
     body = read_body(ChatCompletionRequest)

@@ -11,7 +11,16 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.body import Body, parse_body
 from worker.engine.engine import Engine
-from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
+from worker.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    KeyReused,
+    NotReady,
+    Overloaded,
+    RateLimited,
+)
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
@@ -25,6 +34,17 @@ from worker.web.sse import OpenStreams
 EXTENSION = "endstop"
 KEY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
+IDEMPOTENCY_KEY = {
+    "name": KEY_HEADER,
+    "in": "header",
+    "description": (
+        "Names the request: sent again with the same key and body it gets the job that the first one made. A UUID is "
+        "good."
+    ),
+    "schema": {"type": "string", "maxLength": MAX_KEY_CHARACTERS, "pattern": "^[ -+\\--~]+$"},
+}
+# What `start_jobs` raises, and no place among the streams.
+OF_A_JOB = (KeyReused, Overloaded, RateLimited, NotReady)
 # Of a body that is there already, a greenlet would read all and parse all before anybody else gets a turn: 15 ms for
 # each of 2 MB, and two dozen may come at once.
 PIECE_BYTES = 131_072

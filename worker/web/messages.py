@@ -13,7 +13,7 @@ from flask import Blueprint, Response, jsonify
 from pydantic import Discriminator, Field, Tag
 
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
-from worker.errors import FieldError, InvalidRequest
+from worker.errors import FieldError, InvalidRequest, NotReady, UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
@@ -38,8 +38,10 @@ from worker.request import (
     ToolName,
     ToolParameters,
 )
-from worker.web.answers import check_model, failure_of, naming, respond
-from worker.web.context import context, read_body
+from worker.web.answers import OF_AN_ANSWER, check_model, failure_of, naming, respond
+from worker.web.context import IDEMPOTENCY_KEY, context, read_body
+from worker.web.description import describes
+from worker.web.messages_answers import InputTokens, MessageEvent, MessageObject
 from worker.web.refusals import anthropic_error
 from worker.web.sse import encode_event
 
@@ -550,7 +552,19 @@ def _usage_fields(usage: Usage) -> dict[str, Any]:
 # --- The routes
 
 
+_EXAMPLE = {"model": "endstop-tiny", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+
+
 @blueprint.post("/v1/messages")
+@describes(
+    "Anthropic",
+    body=MessagesRequest,
+    answers={200: MessageObject},
+    events=MessageEvent,
+    raises=OF_AN_ANSWER,
+    parameters=(IDEMPOTENCY_KEY,),
+    example={**_EXAMPLE, "max_tokens": 16},
+)
 def create_message() -> Response:
     """Answer a conversation."""
     body = read_body(MessagesRequest)
@@ -579,6 +593,9 @@ def _check(body: MessagesFields) -> None:
 
 
 @blueprint.post("/v1/messages/count_tokens")
+@describes(
+    "Anthropic", body=CountRequest, answers={200: InputTokens}, raises=(UnknownModel, NotReady), example=_EXAMPLE
+)
 def count_tokens() -> Response:
     """How long the prompt of a conversation is."""
     body = read_body(CountRequest)

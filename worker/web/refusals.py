@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 from flask import Flask, Response, jsonify, request
+from pydantic import Field
+from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from worker.errors import (
@@ -16,6 +18,7 @@ from worker.errors import (
     RequestError,
     Unauthorized,
 )
+from worker.web.openai_answers import OpenAIError
 
 logger = logging.getLogger("endstop")
 
@@ -24,6 +27,59 @@ RETRY_FAILED_S = 10
 
 # Where OpenAI's API has a code of its own, which its clients look at.
 _OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
+
+
+class AnthropicDetails(TypedDict):
+    """The cause."""
+
+    error_code: str
+
+
+class AnthropicErrorFields(TypedDict):
+    """What is wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+    details: NotRequired[Annotated[AnthropicDetails, Field(description="Unless the route is not known yet.")]]
+    code: NotRequired[Annotated[str, Field(description="The cause, if the route is not known yet.")]]
+    param: NotRequired[None]
+
+
+class AnthropicError(TypedDict):
+    """A refusal or a failure in Anthropic's shape, also as an event."""
+
+    type: Literal["error"]
+    error: AnthropicErrorFields
+
+
+class WrongField(TypedDict):
+    """A bad field of a request: where, which rule it broke, and what to do."""
+
+    field: str
+    constraint: str
+    message: str
+
+
+class WrongFields(TypedDict):
+    """Every bad field of a request."""
+
+    errors: list[WrongField]
+
+
+class RefusalFields(TypedDict):
+    """What is wrong. The server refuses some requests before it knows their route; those have the last two too."""
+
+    code: str
+    message: str
+    type: NotRequired[str]
+    param: NotRequired[None]
+
+
+class Refusal(TypedDict):
+    """A refusal or a failure that is no single field's fault."""
+
+    type: NotRequired[Literal["error"]]
+    error: RefusalFields
 
 
 def openai_error(message: str, kind: str, code: str, param: str | None = None) -> dict[str, Any]:
@@ -81,8 +137,22 @@ _SHAPES: tuple[tuple[str, Shape], ...] = (
     ("/v1/completions", _in_openai_shape),
     ("/v1/models", _in_openai_shape),
     ("/v1/responses", _in_openai_shape),
+    ("/tokenize", _in_openai_shape),  # vLLM's, which answers as OpenAI does
+    ("/detokenize", _in_openai_shape),
     ("/v1/messages", _in_anthropic_shape),
 )
+
+
+def _shape_of(path: str) -> Shape:
+    return next((shape for prefix, shape in _SHAPES if path.startswith(prefix)), _in_our_shape)
+
+
+def refusal_body(path: str, status: int) -> Any:
+    """The type of what `_answer` answers, for /openapi.json."""
+    shape = _shape_of(path)
+    if shape is _in_our_shape:
+        return WrongFields | Refusal if status == 400 else Refusal
+    return OpenAIError if shape is _in_openai_shape else AnthropicError
 
 
 def install(app: Flask) -> None:
@@ -127,7 +197,6 @@ def _refuse_bug(error: Exception) -> Response:
 
 
 def _answer(status: int, code: str, message: str, fields: Sequence[FieldError]) -> Response:
-    shape = next((shape for prefix, shape in _SHAPES if request.path.startswith(prefix)), _in_our_shape)
-    response = jsonify(shape(status, code, message, fields))
+    response = jsonify(_shape_of(request.path)(status, code, message, fields))
     response.status_code = status
     return response

@@ -17,7 +17,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
 from worker.body import shorten
-from worker.errors import FieldError, InvalidRequest, UnknownJob
+from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
@@ -41,9 +41,11 @@ from worker.request import (
     ToolCall,
     ToolFields,
 )
-from worker.web.answers import check_model, failure_of, naming, respond
+from worker.web.answers import OF_AN_ANSWER, check_model, failure_of, naming, respond
 from worker.web.auth import client
-from worker.web.context import context, read_body, start_jobs
+from worker.web.context import IDEMPOTENCY_KEY, context, read_body, start_jobs
+from worker.web.description import describes, path_parameter
+from worker.web.responses_answers import DeletedResponse, ResponseEvent, ResponseObject
 from worker.web.sse import HEADERS, encode_event, event_stream_response, logprob_fields, stream_job
 
 blueprint = Blueprint("responses", __name__)
@@ -674,7 +676,39 @@ def _without_bytes(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- The routes
 
 
+RESPONSE_ID = path_parameter("response_id", "The response, as `POST /v1/responses` has named it.")
+QUERY = (
+    {
+        "name": "stream",
+        "in": "query",
+        "description": "Whether its events are wanted.",
+        "schema": {"enum": ["true", "false"], "default": "false"},
+    },
+    {
+        "name": "starting_after",
+        "in": "query",
+        "description": "The `sequence_number` of the last event that the client has. Only with `stream=true`.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    },
+    {
+        "name": "include_obfuscation",
+        "in": "query",
+        "description": "Events are never padded.",
+        "schema": {"const": "false"},
+    },
+)
+
+
 @blueprint.post("/v1/responses")
+@describes(
+    "OpenAI",
+    body=ResponseRequest,
+    answers={200: ResponseObject},
+    events=ResponseEvent,
+    raises=OF_AN_ANSWER,
+    parameters=(IDEMPOTENCY_KEY,),
+    example={"input": "What is the capital of France?", "max_output_tokens": 16, "temperature": 0},
+)
 def create_response() -> Response:
     """Answer a conversation."""
     body = read_body(ResponseRequest)
@@ -751,6 +785,13 @@ def _find(response_id: str) -> tuple[Job, Asked]:
 
 
 @blueprint.get("/v1/responses/<response_id>")
+@describes(
+    "OpenAI",
+    answers={200: ResponseObject},
+    events=ResponseEvent,
+    raises=(InvalidRequest, UnknownJob, Overloaded),
+    parameters=(RESPONSE_ID, *QUERY),
+)
 def show_response(response_id: str) -> Response:
     """A response as it is now, or its events from the start or behind the last one that the client has."""
     job, asked = _find(response_id)
@@ -806,6 +847,7 @@ def _check_is_there(job: Job, asked: Asked, number: int) -> None:
 
 
 @blueprint.post("/v1/responses/<response_id>/cancel")
+@describes("OpenAI", answers={200: ResponseObject}, raises=(UnknownJob,), parameters=(RESPONSE_ID,))
 def cancel_response(response_id: str) -> Response:
     """Cancel a response. Idempotent: an ended one stays as it ended."""
     job, asked = _find(response_id)
@@ -815,6 +857,7 @@ def cancel_response(response_id: str) -> Response:
 
 
 @blueprint.delete("/v1/responses/<response_id>")
+@describes("OpenAI", answers={200: DeletedResponse}, raises=(UnknownJob,), parameters=(RESPONSE_ID,))
 def delete_response(response_id: str) -> Response:
     """Cancel a response and forget it. Who reads it now is told the end."""
     job, _ = _find(response_id)
