@@ -15,9 +15,9 @@ from worker.request import SamplingFields
 # A grammar is compiled in about the time that its length says. Longer ones than this take seconds.
 MAX_GRAMMAR_CHARACTERS = 131_072
 
-# By default as much of it as the model likes may stand between two values, and small models like it without end. As
-# much as this indents any schema that a body is deep enough for.
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# By default as much of it as the model likes may stand between two values, and small models like it without end. This
+# is a space, or a new line and what indents any schema that a body is deep enough for.
+_WHITESPACE = r"\x20|\x0A[\x20\x09]{0,128}"
 _OPTIONS = "x-guidance"  # how a schema says so to llguidance, at its top
 
 

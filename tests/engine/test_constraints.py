@@ -166,6 +166,19 @@ class Twins(Tokenizer):
         return [b"<end>", b"A", b"B", b"A", b"", b"", b"", b""][token_id]
 
 
+def test_json_may_be_set_in_lines_and_is_not_blown_up(compiler: GrammarCompiler) -> None:
+    value: Any = [{"a": [1, {"b": {}}]}, []]
+    for _ in range(12):
+        value = {"inner": value}
+    for layout in ({}, {"indent": 4}, {"indent": "\t"}, {"separators": (",", ":")}):
+        constraint = compiled(compiler, f"start: {json_rule({'type': 'object'})}")
+        spell(constraint, json.dumps(value, **layout))
+        assert constraint.is_complete
+    constraint = compiled(compiler, f"start: {json_rule({'type': 'object'})}")
+    spell(constraint, "{ ")
+    assert not set(TOKENIZER.encode(" ") + TOKENIZER.encode("\n")) & allowed(constraint)
+
+
 # ---- special tokens
 
 

@@ -59,6 +59,12 @@ _RESPONSES = [
         "test_a_job_of_another_route_is_no_response[gthread]",
     ),
     responses(
+        "a response of another client is not found",
+        "jobs.get(response_id.removeprefix(ID_PREFIX), client())",
+        "jobs._jobs.get(response_id.removeprefix(ID_PREFIX), client() and None)",
+        "test_a_response_is_that_of_its_key_alone",
+    ),
+    responses(
         "a deleted response is not found while somebody reads it",
         "    job.note = None\n",
         "",
@@ -87,6 +93,12 @@ _RESPONSES = [
         "    if failure_of(terminal) is not None:\n",
         "    if False:\n",
         "test_a_response_without_an_answer_is_not_continued[gthread]",
+    ),
+    responses(
+        "a conversation does not grow without a limit",
+        "    if len(asked.conversation) > MAX_MESSAGES:\n",
+        "    if False:\n",
+        "test_a_conversation_does_not_grow_without_a_limit",
     ),
     items(
         "a call that is cut off is not complete",

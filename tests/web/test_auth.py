@@ -23,6 +23,8 @@ GENERATING = [
     ("/execute", PROMPT),
     ("/v1/chat/completions", CHAT),
     ("/v1/completions", COMPLETION),
+    ("/v1/responses", {"input": "hello", "max_output_tokens": 3}),
+    ("/v1/messages", {"model": "endstop-tiny", "max_tokens": 3, "messages": CHAT["messages"]}),
 ]
 
 
@@ -104,6 +106,10 @@ def test_each_route_says_so_in_its_own_shape(idle: Flask) -> None:
     openai = client.post("/v1/chat/completions", json=CHAT, headers=bearer("wrong")).get_json()
     assert openai["error"].pop("message").startswith("the API key is not known")
     assert openai == {"error": {"type": "invalid_request_error", "param": None, "code": "invalid_api_key"}}
+    anthropic = client.post("/v1/messages", json=CHAT, headers={"x-api-key": "wrong"}).get_json()
+    assert anthropic["error"].pop("message").startswith("the API key is not known")
+    details = {"error_code": "INVALID_API_KEY"}
+    assert anthropic == {"type": "error", "error": {"type": "authentication_error", "details": details}}
     native = client.post("/execute", json=PROMPT).get_json()
     assert native["error"].pop("message").startswith("there is no API key; send it as")
     assert native == {"error": {"code": "INVALID_API_KEY"}}
@@ -157,11 +163,13 @@ def test_an_idempotency_key_belongs_to_a_client(app: Flask, path: str, body: Any
     client, once = app.test_client(), {"Idempotency-Key": "key"}
     app.extensions["runner"].open()
     for key in (ALICE, BOB):
-        answer = client.post(path, json=body | {"max_tokens": 3 if key == ALICE else 2}, headers=bearer(key) | once)
+        limit = "max_output_tokens" if "max_output_tokens" in body else "max_tokens"
+        asked = body | {limit: 3 if key == ALICE else 2}
+        answer = client.post(path, json=asked, headers=bearer(key) | once)
         assert answer.status_code in (200, 202)
         assert "Idempotent-Replayed" not in answer.headers
         answer.close()
-        again = client.post(path, json=body | {"max_tokens": 3 if key == ALICE else 2}, headers=bearer(key) | once)
+        again = client.post(path, json=asked, headers=bearer(key) | once)
         assert again.headers["Idempotent-Replayed"] == "true"
         again.close()
     assert sorted(job.client for job in shared(app).jobs._jobs.values()) == ["alice", "bob"]

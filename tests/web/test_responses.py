@@ -19,6 +19,7 @@ from tests.support.engines import wait_until
 from tests.support.sdk_types import assert_exact, by_type
 from tests.support.servers import RawStream, Server
 from tests.support.speakers import say, speaking_app
+from worker.keys import ApiKeys
 from worker.web.context import EXTENSION
 
 pytestmark = pytest.mark.slow
@@ -474,6 +475,26 @@ def test_a_job_of_another_route_is_no_response(gated: Server) -> None:
     gated.allow(1)
 
 
+def test_a_response_is_that_of_its_key_alone() -> None:
+    keys = ApiKeys.parse("alice:alice-has-this-key,bob:bob-has-another-one")
+    alice, bob = {"x-api-key": "alice-has-this-key"}, {"x-api-key": "bob-has-another-one"}
+    with app_in_process(api_keys=keys) as app:
+        app.extensions["runner"].open()
+        client = app.test_client()
+        mine = client.post("/v1/responses", json=ASK | {"max_output_tokens": 1}, headers=alice).get_json()["id"]
+        for method, path in (
+            ("GET", ""),
+            ("GET", "?stream=true"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            answer = client.open(f"/v1/responses/{mine}{path}", method=method, headers=bob)
+            assert answer.status_code == 404
+        theirs = client.post("/v1/responses", json=ASK | {"previous_response_id": mine}, headers=bob)
+        assert theirs.status_code == 400
+        assert client.get(f"/v1/responses/{mine}", headers=alice).status_code == 200
+
+
 def test_an_idempotency_key_makes_one_response(gated: Server, client: openai.OpenAI) -> None:
     header = {"Idempotency-Key": "responses"}
     gated.allow(100)
@@ -515,6 +536,18 @@ def test_a_response_without_an_answer_is_not_continued(gated: Server, client: op
     client.responses.cancel(asked["id"])
     with pytest.raises(openai.BadRequestError, match="has no answer"):
         client.responses.create(**ASK, previous_response_id=asked["id"])
+
+
+def test_a_conversation_does_not_grow_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.web.responses.MAX_MESSAGES", 2)
+    with app_in_process() as app:
+        app.extensions["runner"].open()
+        client = app.test_client()
+        first = client.post("/v1/responses", json=ASK | {"max_output_tokens": 1}).get_json()["id"]
+        refused = client.post("/v1/responses", json=ASK | {"previous_response_id": first})
+        assert refused.status_code == 400
+        assert refused.get_json()["error"]["param"] == "previous_response_id"
+        assert "3 messages; it may have 2" in refused.get_json()["error"]["message"]
 
 
 # ---- tools, reasoning and forms
