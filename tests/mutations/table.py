@@ -7,6 +7,7 @@ from tests.mutations import (
     engine,
     faults,
     jobs,
+    observe,
     process,
     steps,
     structure,
@@ -31,4 +32,5 @@ MUTATIONS: list[Mutation] = [
     *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
+    *observe.MUTATIONS,
 ]
