@@ -13,7 +13,21 @@ from worker.observe.log import RecordWriter
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
 from worker.streams.wakeup import new_wakeup
-from worker.web import chat_completions, completions, native, openai, ops, refusals
+from worker.web import (
+    allowance,
+    auth,
+    chat_completions,
+    completions,
+    cors,
+    messages,
+    native,
+    openai,
+    openapi,
+    ops,
+    refusals,
+    responses,
+    tokenization,
+)
 from worker.web.context import EXTENSION, Context, limit_writes
 from worker.web.sse import OpenStreams, close_lost_bodies
 
@@ -49,10 +63,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
     streams = OpenStreams(settings.max_streams)
     app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
-    for room in (native, openai, chat_completions, completions, ops):
+    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi)
+    for room in rooms:
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     app.before_request(limit_writes)
+    cors.install(app, settings.cors_origins)
+    auth.install(app, settings.api_keys)
+    allowance.install(app)
     app.teardown_request(close_lost_bodies)
 
     housekeeper.start()

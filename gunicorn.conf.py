@@ -17,6 +17,7 @@ try:
     settings = Settings.from_env(os.environ)
 except SettingsError as error:
     sys.exit(f"endstop: {error}")
+process.hide_keys(os.environ)
 
 host_in_url = f"[{settings.host}]" if ":" in settings.host else settings.host
 bind = f"{host_in_url}:{settings.port}"
@@ -90,10 +91,12 @@ def nworkers_changed(server: Any, number: int, before: int | None) -> None:
 
 def when_ready(server: Any) -> None:
     process.soften_stop(server, is_immune_to_hangup)
+    process.say_who_may_ask(settings, [address[0] for address in server.cfg.address if isinstance(address, tuple)])
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host_in_url, host_in_url)
     url = f"http://{host}:{settings.port}"
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
     print(
-        f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute -d "
+        f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute {key}-d "
         """'{"messages":[{"role":"user","content":"What is the capital of France?"}]}'""",
         flush=True,
     )

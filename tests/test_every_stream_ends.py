@@ -407,6 +407,87 @@ class LeavesWhole(ChatsWhole):
     verdicts = Leaves.verdicts
 
 
+class Responds(Client):
+    """Over OpenAI's other wire format."""
+
+    is_native = False
+
+    def open(self) -> None:
+        rest = {name: value for name, value in self.fields.items() if name in ("temperature", "seed")}
+        asked = {"input": self.fields["prompt"], "max_output_tokens": self.fields["max_tokens"], "stream": True, **rest}
+        self.send(asked)
+
+    def send(self, asked: dict[str, Any]) -> None:
+        self.connect("POST", "/v1/responses", asked)
+
+    def verdicts(self) -> list[str]:
+        (stream,) = self.connections
+        body = stream.read_all()
+        assert stream.is_complete
+        return [self.verdict(told_in(body))]
+
+    def verdict(self, told: list[dict[str, Any]]) -> str:
+        """The code of the one terminal event. Fails on anything else behind it, and on a text that is not whole."""
+        assert [event["sequence_number"] for event in told] == list(range(len(told))), "an event came twice or never"
+        terminals = ("response.completed", "response.incomplete", "response.failed")
+        assert [event["type"] in terminals for event in told] == [False] * (len(told) - 1) + [True]
+        text = "".join(event["delta"] for event in told if event["type"] == "response.output_text.delta")
+        assert text == (LETTERS * 10)[: len(text)]
+        response = told[-1]["response"]
+        if response["error"] is not None:
+            code: str = response["error"]["type"]
+            return code
+        assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+        assert response["output"][0]["content"][0]["text"] == text
+        assert len(text) == response["usage"]["output_tokens"] == NUM_TOKENS
+        return "MAX_TOKENS"
+
+
+def told_in(body: bytes) -> list[dict[str, Any]]:
+    """The whole events of a body that may have been cut, each with its `event:` line."""
+    found = []
+    for block in body.split(b"\n\n")[:-1]:
+        lines = [line for line in block.split(b"\n") if line and line != b": ping"]
+        if lines:
+            name, data = lines
+            found.append(json.loads(data.removeprefix(b"data: ")))
+            assert name == b"event: " + found[-1]["type"].encode()
+    return found
+
+
+class RespondsAndLeaves(Responds):
+    """Over OpenAI's other wire format, and is gone."""
+
+    stays = False
+    on_stage = Leaves.on_stage
+
+    def verdicts(self) -> list[str]:
+        return []
+
+
+class ResumesAResponse(Responds):
+    """One in the background: loses its connection at the stage and comes back with the number of the last event."""
+
+    def send(self, asked: dict[str, Any]) -> None:
+        super().send(asked | {"background": True})
+
+    def on_stage(self) -> None:
+        lost = self.connections.pop()
+        lost.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError, AssertionError):
+            while True:
+                lost._receive()
+        lost._decode()
+        self.seen = told_in(lost._body)
+        lost.close()
+        query = f"?stream=true&starting_after={self.seen[-1]['sequence_number']}"
+        url = f"/v1/responses/{self.seen[0]['response']['id']}{query}"
+        self.connections.append(RawStream(self.server, "GET", url))
+
+    def verdict(self, told: list[dict[str, Any]]) -> str:
+        return super().verdict([*self.seen, *told])
+
+
 CLIENTS: list[type[Client]] = [
     ReadsEverything,
     ReadsBytes,
@@ -422,6 +503,9 @@ CLIENTS: list[type[Client]] = [
     ChatsAndLeaves,
     ChatsWhole,
     LeavesWhole,
+    Responds,
+    RespondsAndLeaves,
+    ResumesAResponse,
 ]
 
 
@@ -644,13 +728,14 @@ def is_possible(stage: str, fault: str, client: type[Client]) -> bool:
     if STAGE_OF.get(fault, stage) != stage:
         return False
     if fault == "cancel":
-        return client.is_native  # OpenAI's API has no cancel
+        return client.is_native  # OpenAI's chat has no cancel, and that of responses has tests of its own
     if fault == "endless_narration":
         return client.is_native  # nor a field for this
     if fault == "encoder":
         # A whole answer has no place for that event, who resumes has seen the failure already, and behind a write that
         # is stuck nothing is encoded.
-        return client not in (Resumes, ChatsWhole, LeavesWhole, StopsReading, StopsReadingAndLeaves)
+        without = (Resumes, ResumesAResponse, ChatsWhole, LeavesWhole, StopsReading, StopsReadingAndLeaves)
+        return client not in without
     if fault == "slow_consumer":
         return issubclass(client, StopsReading)
     return True

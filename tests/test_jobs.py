@@ -200,7 +200,7 @@ def test_of_two_that_encode_with_one_key_the_later_gets_the_job_of_the_first(mon
         encode = engine.model.tokenizer.encode
         made: list[Job] = []
 
-        def encode_and_be_overtaken(text: str) -> list[int]:
+        def encode_and_be_overtaken(text: str, *options: Any) -> list[int]:
             assert jobs._keys_lock.acquire(False)
             jobs._keys_lock.release()
             monkeypatch.setattr(engine.model.tokenizer, "encode", encode)
@@ -229,7 +229,7 @@ def test_keys_are_forgotten_with_their_jobs() -> None:
         job, _ = start_once(jobs, "forgotten", request(), "continue")
         jobs.forget(job)
         jobs.sweep()
-        assert list(jobs._keyed) == ["kept"]
+        assert list(jobs._keyed) == [("", "kept")]
 
 
 def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
@@ -247,7 +247,7 @@ def test_a_key_that_comes_while_old_ones_are_forgotten_is_kept() -> None:
         jobs._jobs = Watched(jobs._jobs)
         jobs.sweep()
         other.join(WAIT_S)
-        assert list(jobs._keyed) == ["old", "new"]
+        assert list(jobs._keyed) == [("", "old"), ("", "new")]
 
 
 # ---- admission
@@ -387,7 +387,7 @@ def test_what_can_never_fit_is_refused(fields: dict[str, Any], bad: str) -> None
 
 def test_a_prompt_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with jobs_of() as (jobs, engine, _):
-        monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text: [])
+        monkeypatch.setattr(engine.model.tokenizer, "encode", lambda text, add_special_tokens: [])
         with pytest.raises(InvalidRequest, match="holds no token"):
             start(jobs, request(), "continue")
 
@@ -628,6 +628,37 @@ def test_the_time_without_readers_begins_when_the_last_one_leaves() -> None:
     assert engine.cancelled_by == []
     job.expire(time.monotonic() + 501, orphan_ttl_s=500)
     assert engine.cancelled_by == ["orphan"]
+
+
+def test_a_job_that_is_detached_is_no_orphan() -> None:
+    job, _sequence, engine = lone_job()
+    job.is_detached = True
+    job.expire(time.monotonic() + 501, orphan_ttl_s=500)
+    assert engine.cancelled_by == []
+
+
+def test_what_is_kept_with_a_job_weighs_and_the_first_of_it_stays() -> None:
+    """Of two requests with one idempotency key the first has made the job."""
+    job, _sequence, _engine = lone_job()
+    job.keep("first", 100)
+    job.keep("second", 1000)
+    assert job.note == "first"
+    assert job.num_bytes == 100
+
+
+def test_who_waits_for_the_end_takes_nothing_and_is_woken_by_it() -> None:
+    job, sequence, _engine = lone_job()
+    sequence.sender.send(Token("a", 0))
+    job.wait_end(0.01)
+    waiting = threading.Thread(target=job.wait_end, args=(WAIT_S,))
+    waiting.start()
+    wait_until(lambda: len(sequence.sender._shared.listeners) == 1)
+    sequence.sender.close(END)
+    waiting.join(WAIT_S / 2)
+    assert not waiting.is_alive()
+    assert sequence.sender.statistics().num_waiting == 1
+    assert sequence.sender._shared.listeners == ()
+    assert job.events()[1:] == [Token("a", 0), END]
 
 
 @pytest.mark.parametrize("who", ["read", "expire"])

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from worker.body import MAX_DEPTH, MAX_VALUES, parse_body
 from worker.errors import FieldError, InvalidRequest
 from worker.request import (
+    MAX_MESSAGES,
+    STRUCTURES,
     GenerateRequest,
     Message,
     SamplingFields,
@@ -23,10 +25,15 @@ from worker.web.completions import CompletionRequest
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 HELLO = [{"role": "user", "content": "hello"}]
+WEATHER: Any = {"type": "function", "function": {"name": "weather"}}
+CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+CALLED: Any = {"role": "assistant", "tool_calls": [CALL]}
 
 
 def body(**fields: Any) -> bytes:
     """A valid body with these fields on top."""
+    if fields.keys() & {"tools", "tool_choice", "parallel_tool_calls"}:
+        fields = {"messages": HELLO, "tools": [WEATHER], **fields}
     return json.dumps({**({} if "messages" in fields else {"prompt": "hello"}), **fields}).encode()
 
 
@@ -83,8 +90,10 @@ def test_every_sampling_field_arrives() -> None:
     lists: dict[str, Any] = {"stop": ("a", "b"), "stop_token_ids": {3, 5}, "logit_bias": ((7, -100), (7, 1.5))}
     assert parse(logprobs=4).sampling(3).logprobs == 4
     assert params == SamplingParams(max_tokens=3, **lists, **chosen)
-    others = {"logprobs"}  # APIs name it differently
-    assert set(SamplingFields.model_fields) == set(SamplingParams.__slots__) - others, "a parameter that nobody can set"
+    others = {"max_tokens", "logprobs"}  # APIs name them differently
+    assert set(SamplingFields.model_fields) - set(STRUCTURES) == set(SamplingParams.__slots__) - others, (
+        "a parameter that nobody can set"
+    )
 
 
 def test_one_stop_string_may_come_without_a_list() -> None:
@@ -92,6 +101,11 @@ def test_one_stop_string_may_come_without_a_list() -> None:
 
 
 # ---- limits
+
+
+def tool(name: Any, **fields: Any) -> Any:
+    return {"type": "function", "function": {"name": name, **fields}}
+
 
 ACCEPTED: list[tuple[str, list[Any]]] = [
     ("max_tokens", [1, 10**9]),
@@ -108,6 +122,10 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
     ("ignore_eos", [True, False]),
     ("min_tokens", [0, 1, 10**9]),
     ("stop", ["x", "x" * 100, ["a", "b", "c", "d"], []]),
+    ("response_format", [{"type": "text"}, {"type": "json_object"}, {"type": "text", "json_schema": None}]),
+    ("regex", ["a", "("]),
+    ("choice", [["a"], ["a", "a"], ["x" * 1000]]),
+    ("grammar", ["start: A"]),
     ("narrate", [True, False]),
     ("on_disconnect", ["cancel", "continue"]),
     ("deadline_s", [0.001, 1, 1e6]),
@@ -119,8 +137,28 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
             HELLO,
             [{"role": role, "content": ""} for role in ("system", "developer", "user", "assistant")],
             [{"role": "user", "content": [{"type": "text", "text": "x"}], "name": "y"}],
+            [CALLED, CALLED | {"content": None}, CALLED | {"content": "x", "reasoning_content": "y"}],
+            [{"role": "assistant", "content": "x", "reasoning_content": "y", "tool_calls": None}],
+            [{"role": "tool", "tool_call_id": "call_1", "content": "x"}],
+            # as openai-python sends an answer back
+            [CALLED | {"content": None, "refusal": None, "annotations": None, "audio": None, "function_call": None}],
+            [{"role": "assistant", "content": "{}", "parsed": {}}],
+            [{"role": "assistant", "tool_calls": [CALL | {"index": 0}]}],
+            [{"role": "assistant", "tool_calls": [CALL | {"function": CALL["function"] | {"parsed_arguments": {}}}]}],
         ],
     ),
+    (
+        "tools",
+        [
+            [WEATHER],
+            [tool("a", description="b", parameters={"type": "object", "properties": {}}, strict=True), WEATHER],
+            [tool("a", description=None, parameters=None, strict=None)],
+            [tool("a", parameters={})],
+            [tool(f"{i}._-") for i in range(128)],
+        ],
+    ),
+    ("tool_choice", ["none", "auto", "required", WEATHER]),
+    ("parallel_tool_calls", [True, False]),
 ]
 REFUSED: list[tuple[str, list[Any]]] = [
     ("max_tokens", [0, -1, 1.0, 1.5, "7", True, [], {}]),
@@ -136,11 +174,18 @@ REFUSED: list[tuple[str, list[Any]]] = [
     ("stop_token_ids", [list(range(65)), 5, "5", {}]),
     ("ignore_eos", ["true", 1, 0]),
     ("min_tokens", [-1, 1.0, "1", True]),
+    ("response_format", ["text", 1, [], True]),
+    ("regex", ["", 1, ["a"]]),
+    ("choice", [[], "a", {}]),
+    ("grammar", ["", 1, []]),
     ("narrate", ["true", 1, 0]),
     ("on_disconnect", ["ignore", "", 1, True]),
     ("deadline_s", [0, -1, float("nan"), float("inf"), "5", True]),
     ("logprobs", [-1, 21, 1.0, True, "1"]),
     ("prompt", ["", 1, True, [], {}]),
+    ("tools", [[], [WEATHER] + [tool(str(i)) for i in range(128)], {}, "weather"]),
+    ("tool_choice", ["any", "", 1, []]),
+    ("parallel_tool_calls", ["true", 1]),
 ]
 
 
@@ -171,8 +216,17 @@ def test_stop_strings_that_are_refused(stop: Any, field: str) -> None:
     assert refused_fields(stop=stop) == [field]
 
 
+def called_with(arguments: str) -> Any:
+    return CALL | {"function": {"name": "weather", "arguments": arguments}}
+
+
+NO_CONTENT = ["messages.0.content"]  # nor calls that are any
+BAD_ARGUMENTS = ["messages.0.tool_calls.0.function.arguments"]
+
+
 def test_tokens_that_are_refused_are_named() -> None:
     assert refused_fields(stop_token_ids=[1, -1, True]) == ["stop_token_ids.1", "stop_token_ids.2"]
+    assert refused_fields(choice=["a", "", "x" * 1001, 1]) == ["choice.1", "choice.2", "choice.3"]
     assert refused_fields(prompt=[1, -1, "x"]) == ["prompt.1", "prompt.2"]
     for name, bias in (("5", 101), ("5", float("nan")), ("5", "1"), ("-1", 1), ("x", 1), ("1.5", 1), ("1" * 10, 1)):
         (field,) = refused_fields(logit_bias={name: bias})
@@ -185,7 +239,23 @@ def test_tokens_that_are_refused_are_named() -> None:
         ([], ["messages"]),
         ("hello", ["messages"]),
         ([{}], ["messages.0.role", "messages.0.content"]),
-        ([{"role": "tool", "content": "x"}], ["messages.0.role"]),
+        ([{"role": "function", "content": "x"}], ["messages.0.role"]),
+        ([{"role": "tool", "content": "x"}], ["messages.0.tool_call_id"]),
+        ([{"role": "tool", "content": "x", "tool_call_id": ""}], ["messages.0.tool_call_id"]),
+        ([{"role": "tool", "tool_call_id": "x"}], ["messages.0.content"]),
+        ([HELLO[0] | {"tool_call_id": "x"}], ["messages.0.tool_call_id"]),
+        ([HELLO[0] | {"tool_calls": [CALL]}], ["messages.0.tool_calls"]),
+        ([HELLO[0] | {"reasoning_content": "x"}], ["messages.0.reasoning_content"]),
+        ([HELLO[0] | {"parsed": {}}], ["messages.0.parsed"]),
+        ([{"role": "assistant"}], ["messages.0.content"]),
+        ([{"role": "assistant", "tool_calls": []}], ["messages.0.tool_calls", "messages.0.content"]),
+        ([CALLED | {"refusal": "no"}], ["messages.0.refusal"]),
+        ([CALLED | {"function_call": {}}], ["messages.0.function_call"]),
+        ([{"role": "assistant", "tool_calls": [CALL | {"id": ""}]}], ["messages.0.tool_calls.0.id", *NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": [called_with("[]")]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": [called_with("{")]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": [called_with(r'{"a": "\ud800"}')]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": [called_with("[" * 100_000)]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
         ([{"role": "user", "content": None}], ["messages.0.content"]),
         ([{"role": "user", "content": []}], ["messages.0.content"]),
         (
@@ -205,7 +275,74 @@ def test_the_schema_and_the_tests_name_the_same_fields() -> None:
     tested = {field for field, _ in ACCEPTED}
     assert tested == set(GenerateRequest.model_fields)
     assert {field for field, _ in REFUSED} | {"stop", "messages"} == tested
-    assert get_args(Message.model_fields["role"].annotation) == ("system", "developer", "user", "assistant")
+    assert get_args(Message.model_fields["role"].annotation) == ("system", "developer", "user", "assistant", "tool")
+
+
+# ---- tools
+
+
+@pytest.mark.parametrize(
+    ("function", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "a b"}, "name"),
+        ({"name": "é"}, "name"),
+        ({"name": "a\n"}, "name"),
+        ({"name": "x" * 65}, "name"),
+        ({"name": "a", "parameters": []}, "parameters"),
+        ({"name": "a", "parameters": {"type": "string"}}, "parameters"),
+        ({"name": "a", "strict": 1}, "strict"),
+        ({"name": "a", "returns": {}}, "returns"),
+    ],
+)
+def test_tools_that_are_refused(function: Any, field: str) -> None:
+    assert refused_fields(tools=[{"type": "function", "function": function}]) == [f"tools.0.function.{field}"]
+
+
+def test_tools_of_other_types_are_refused() -> None:
+    assert refused_fields(tools=[WEATHER | {"type": "custom"}]) == ["tools.0.type"]
+    assert refused_fields(tools=[WEATHER], tool_choice=WEATHER | {"type": "custom"}) == ["tool_choice.type"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tools": None, "tool_choice": "auto"}, "tool_choice is only allowed with tools"),
+        ({"tools": None, "parallel_tool_calls": False}, "parallel_tool_calls is only allowed with tools"),
+        ({"tools": [WEATHER, WEATHER]}, "2 tools have the name 'weather'"),
+        ({"tool_choice": tool("time")}, "names 'time', which is none of the tools"),
+        ({"prompt": "hello", "messages": None}, "tools go with messages"),
+        ({"tool_choice": "required", "stop": "x"}, "stop does not go with tool_choice"),
+        ({"tool_choice": WEATHER, "min_tokens": 5}, "min_tokens does not go with tool_choice"),
+    ],
+)
+def test_what_does_not_go_together_with_tools(fields: dict[str, Any], words: str) -> None:
+    (error,) = errors_of(body(**{"tools": [WEATHER], **fields}))
+    assert (error.field, error.constraint) == ("body", "conflict")
+    assert words in error.message
+
+
+@pytest.mark.parametrize("form", ["response_format", "regex", "choice", "grammar"])
+def test_an_answer_of_a_given_form_has_no_place_for_calls(form: str) -> None:
+    def conflicts(**fields: Any) -> list[str]:
+        return GenerateRequest.conflicts({"messages": HELLO, "tools": [WEATHER], **fields})
+
+    assert form in conflicts(**{form: {"type": "json_object"}})[0]
+    assert conflicts(**{form: {"type": "json_object"}}, tool_choice="none") == []
+    assert conflicts(**{form: {"type": "text"}}) == []
+    assert GenerateRequest.conflicts({"messages": HELLO, form: {"type": "json_object"}}) == []
+
+
+def test_a_call_that_may_be_may_be_cut() -> None:
+    assert parse(tools=[WEATHER], tool_choice="auto", stop="x", min_tokens=5).stop == ["x"]
+
+
+def test_what_the_model_sees_of_tools() -> None:
+    assert [tool.function.name for tool in parse(tools=[WEATHER]).offered_tools] == ["weather"]
+    assert parse(tools=[WEATHER], tool_choice="none").offered_tools == []
+    assert parse().offered_tools == []
+    choices: list[Any] = [None, "none", "auto", "required", WEATHER]
+    assert [parse(tools=[WEATHER], tool_choice=choice).has_to_call for choice in choices] == [False] * 3 + [True] * 2
 
 
 # ---- every bad field at once
@@ -259,7 +396,7 @@ def test_an_unknown_field_is_refused_by_name_with_what_there_is() -> None:
     assert "max_tokens" in error.message
 
 
-@pytest.mark.parametrize("field", ["tools", "n_predict", "", "prompt ", "Prompt"])
+@pytest.mark.parametrize("field", ["functions", "n_predict", "", "prompt ", "Prompt"])
 def test_unknown_fields_are_refused_also_as_null(field: str) -> None:
     for value in (None, 1):
         (error,) = errors_of(body(**{field: value}))
@@ -369,8 +506,11 @@ def test_values_are_bounded_in_number() -> None:
         assert str(MAX_VALUES) in error.message
 
 
-def test_a_thousand_messages_are_accepted() -> None:
-    assert len(parse(messages=HELLO * 3000).messages or ()) == 3000
+def test_two_thousand_messages_are_accepted_and_no_more_than_openai_takes() -> None:
+    assert len(parse(messages=HELLO * MAX_MESSAGES).messages or ()) == MAX_MESSAGES
+    [error] = errors_of(body(prompt=None, messages=HELLO * (MAX_MESSAGES + 1)))
+    assert (error.field, error.constraint) == ("messages", "too_long")
+    assert f"at most {MAX_MESSAGES}" in error.message
 
 
 @pytest.mark.parametrize("text", ['{"a": [1,2], "b": "c"}' * 4000, "," * 30_000, '\\"' * 30_000, "\\\\" * 30_000])
@@ -534,9 +674,10 @@ def test_every_shared_field_is_translated() -> None:
         "min_tokens": 1,
         "max_tokens": 9,
     }
+    tools: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "auto", "parallel_tool_calls": False}
     assert parse_body(CompletionRequest, body(**chosen)).to_generate() == [parse(**chosen)]
-    chat = parse_body(ChatCompletionRequest, body(messages=HELLO, **chosen)).to_generate()
-    assert chat == parse(messages=HELLO, **chosen)
+    chat = parse_body(ChatCompletionRequest, body(messages=HELLO, **chosen, **tools)).to_generate()
+    assert chat == parse(messages=HELLO, **chosen, **tools)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +695,6 @@ def test_every_shared_field_is_translated() -> None:
         ({"stream_options": {"include_usage": True}}, ["body"]),
         ({"max_tokens": 1, "max_completion_tokens": 1}, ["body"]),
         ({"tools": []}, ["tools"]),
-        ({"response_format": {"type": "json_object"}}, ["response_format"]),
         ({"messages": None}, ["messages"]),
         ({"narrate": True}, ["narrate"]),
     ],

@@ -1,14 +1,17 @@
 """Settings are read once, wholly or not at all."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worker.errors import SettingsError
+from worker.keys import ApiKeys, KeyLimits
 from worker.settings import EMBEDDED_MODEL, Settings, variable_name
 
 DEFAULTS = Settings.from_env({})
+KEY = "name:0123456789abcdef"
 
 
 def refusal(**environ: str) -> str:
@@ -41,25 +44,36 @@ def test_every_setting_has_a_word_of_help_and_a_default_that_is_allowed(field: "
         if limit is not None:
             assert isinstance(field.default, int | float)
             assert sign * field.default >= sign * limit
-    assert Settings.from_env({variable_name(field): str(field.default)}) is not None
+    # A list of keys that came out empty must not open the server.
+    text = KEY if field.name == "api_keys" else str(field.default)
+    assert Settings.from_env({variable_name(field): text}) is not None
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
-def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[object]") -> None:
+def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[object]", tmp_path: Path) -> None:
     if field.name == "web_concurrency":
         return
     default, metadata = field.default, field.metadata
     value: Any
-    if metadata["choices"]:
+    text, others = "", dict[str, str]()
+    if field.name == "api_keys":
+        value, text = ApiKeys.parse(KEY), KEY
+    elif field.name == "api_keys_file":
+        value = text = str(tmp_path / "keys")
+        (tmp_path / "keys").write_text(KEY)
+    elif field.name == "key_limits":
+        text, others = "name:1:2", {"ENDSTOP_API_KEYS": KEY}
+        value = KeyLimits.parse(text)
+    elif metadata["choices"]:
         value = metadata["choices"][-1]
     elif isinstance(default, str):
         value = "something/else"
     else:
         assert isinstance(default, int | float)
         value = type(default)(default + 1)
-    settings = Settings.from_env({variable_name(field): str(value)})
+    settings = Settings.from_env({variable_name(field): text or str(value), **others})
     assert getattr(settings, field.name) == value
-    expected = dataclasses.replace(DEFAULTS, **{field.name: value})
+    expected = dataclasses.replace(DEFAULTS, **{"api_keys": settings.api_keys, field.name: value})
     assert dataclasses.replace(settings, host="") == dataclasses.replace(expected, host="") or field.name == "host"
 
 
@@ -93,6 +107,10 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
         ("ENDSTOP_DEVICE", "cuda:", "cuda:0, cuda:1"),
         ("ENDSTOP_DEVICE", "cuda:-1", "cuda:0, cuda:1"),
         ("ENDSTOP_WORKER_CLASS", "sync", "gevent, gthread"),
+        ("ENDSTOP_CORS_ORIGINS", "one.example", "https://one.example"),
+        ("ENDSTOP_CORS_ORIGINS", "https://one.example/", "https://one.example"),
+        ("ENDSTOP_CORS_ORIGINS", "https://*.example", "https://one.example"),
+        ("ENDSTOP_CORS_ORIGINS", "*,https://one.example", "https://one.example"),
         ("PORT", "0", "at least 1"),
         ("PORT", "65536", "at most 65535"),
         ("PORT", "http", "whole number"),
@@ -124,13 +142,17 @@ def test_all_problems_are_named_at_once() -> None:
     ("environ", "host"),
     [
         ({}, "127.0.0.1"),
-        ({"PORT": "5000"}, "0.0.0.0"),
+        ({"PORT": "5000"}, "127.0.0.1"),
+        ({"PORT": "5000", "ENDSTOP_API_KEYS": KEY}, "0.0.0.0"),
+        ({"ENDSTOP_API_KEYS": KEY}, "127.0.0.1"),
         ({"PORT": "5000", "ENDSTOP_HOST": "::1"}, "::1"),
         ({"ENDSTOP_HOST": "0.0.0.0"}, "0.0.0.0"),
         ({"ENDSTOP_HOST": ""}, "127.0.0.1"),
     ],
 )
-def test_a_platform_reaches_the_server_and_a_person_need_not_be_reachable(environ: dict[str, str], host: str) -> None:
+def test_a_platform_reaches_a_server_with_keys_and_nobody_else_need_reach_it(
+    environ: dict[str, str], host: str
+) -> None:
     assert Settings.from_env(environ).host == host
 
 

@@ -496,6 +496,10 @@ class GenerateFields(TypedDict, total=False):
     ignore_eos: bool
     min_tokens: int  # up to max_tokens
     logprobs: int  # 0..20: how many of the likeliest tokens are told with each
+    response_format: Mapping[str, Any]  # of the whole answer, as in OpenAI's API; or one of the next three
+    regex: str
+    choice: list[str]
+    grammar: str
     narrate: bool
     on_disconnect: Literal["cancel", "continue"]
     deadline_s: float

@@ -5,12 +5,14 @@
     ├── ModelLoadError                 -     -                    the process turns DEAD
     ├── RequestError                               before the first byte: an HTTP status
     │   ├── InvalidRequest            400    INVALID_REQUEST
+    │   ├── Unauthorized              401    INVALID_API_KEY      + WWW-Authenticate
     │   ├── UnknownJob                404    UNKNOWN_JOB
     │   ├── UnknownModel              404    UNKNOWN_MODEL
     │   ├── BodyTimeout               408    BODY_TIMEOUT
     │   ├── BodyTooLarge              413    BODY_TOO_LARGE
     │   ├── KeyReused                 422    KEY_REUSED
     │   ├── Overloaded                429    OVERLOADED           + Retry-After
+    │   ├── RateLimited               429    RATE_LIMITED         + Retry-After
     │   └── NotReady                  503    LOADING, DRAINING, DEAD   + Retry-After
     └── GenerationFailed                           after it: a terminal error event with this code
         ├── InferenceFailed           500    INFERENCE_FAILED
@@ -25,6 +27,7 @@ The status of a GenerationFailed is what a client that did not ask for a stream 
 three endings are in streams/channel.py. Knows nothing of HTTP beyond the numbers.
 """
 
+import re
 from dataclasses import dataclass
 
 SHUTTING_DOWN = "the server is shutting down"
@@ -40,6 +43,11 @@ class SettingsError(EndstopError):
 
 class ModelLoadError(EndstopError):
     """The model named by the settings cannot be loaded."""
+
+
+def without_paths(text: str) -> str:
+    """A message as anybody may have it: what could be a path is left out, in quotes or as a word."""
+    return re.sub(r"'[^']*[/\\][^']*'|\"[^\"]*[/\\][^\"]*\"|[^\s'\"()\[\]]*[/\\][^\s'\"()\[\]]*", "...", text)
 
 
 def one_line(cause: BaseException | str, limit: int = 300) -> str:
@@ -77,8 +85,15 @@ class InvalidRequest(RequestError):
         self.errors = errors
 
 
+class Unauthorized(RequestError):
+    """The request has no API key that is known here."""
+
+    status = 401
+    code = "INVALID_API_KEY"
+
+
 class UnknownJob(RequestError):
-    """No job has this id, or it has expired."""
+    """No job of this client has this id, or it has expired."""
 
     status = 404
     code = "UNKNOWN_JOB"
@@ -117,6 +132,13 @@ class Overloaded(RequestError):
 
     status = 429
     code = "OVERLOADED"
+
+
+class RateLimited(RequestError):
+    """The client has as many requests open, or has used as many tokens, as its API key may."""
+
+    status = 429
+    code = "RATE_LIMITED"
 
 
 class NotReady(RequestError):

@@ -53,10 +53,15 @@ class Job:
         answer_format: AnswerFormat = PLAIN,
     ) -> None:
         self.id = started.job_id
+        self.started = started
+        self.begun_at = time.monotonic()
+        self.client = sequence.client  # whose job it is: the name of an API key, or empty where none is needed
         self.on_disconnect = on_disconnect
         self.num_prompt_tokens = len(sequence.prompt_ids)
         self.answer_format = answer_format
-        self.num_bytes = 0  # of the journal, about
+        self.num_bytes = 0  # of the journal and the note, about
+        self.note: object | None = None  # what the route that made it wants to find again; set by `keep`
+        self.is_detached = False  # goes on however long nobody reads it; set by web
         self._sequence = weakref.ref(sequence)
         self._receiver = receiver
         self._engine = engine
@@ -91,6 +96,32 @@ class Job:
             self._num_readers += 1
         return JobReader(self, self._receiver, waiter or self._wakeup.new_waiter(), after + 1)
 
+    def keep(self, note: object, num_bytes: int) -> None:
+        """Remember `note`, of about so many bytes, for as long as the job is known. The first one stays."""
+        with self._lock:
+            if self.note is None:
+                self.note = note
+                self.num_bytes += num_bytes
+
+    def events(self) -> list[Event]:
+        """All events of a job that has ended. For one that runs it would be a reader like any other: see `read`."""
+        return self._events_from(0)[0]
+
+    def wait_end(self, timeout_s: float) -> None:
+        """Wait for the end, without reading, for as long at most."""
+        waiter = self._wakeup.new_waiter()
+        self._receiver.listen(waiter)
+        deadline = time.monotonic() + timeout_s
+        try:
+            while True:
+                waiter.arm()
+                remaining_s = deadline - time.monotonic()
+                if self._receiver.peek_end() is not None or remaining_s <= 0:
+                    return
+                waiter.wait(remaining_s)
+        finally:
+            self._receiver.unlisten(waiter)
+
     def cancel(self, by: str) -> None:
         """End the job within one step. Idempotent."""
         sequence = self._sequence()
@@ -123,7 +154,7 @@ class Job:
         if self._receiver.peek_end() is not None:
             with self._lock:
                 self._write_down()
-        elif self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:
+        elif not self.is_detached and self._num_readers == 0 and now - self._unread_since > orphan_ttl_s:
             self.cancel("orphan")
 
     def close(self) -> None:
@@ -271,8 +302,9 @@ class GroupReader:
                 found.append((number, event))
                 if is_failure(event):
                     self.is_done = True
-                    for job in self.jobs:
-                        job.cancel("engine")
+                    for other in self._readers:
+                        if not other.is_done:  # of one that has ended somebody else has told the outcome
+                            other.job.cancel("engine")
                     return found
         self.is_done = all(reader.is_done for reader in self._readers)
         return found

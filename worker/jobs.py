@@ -10,21 +10,36 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from worker.answer import AnswerFormat
 from worker.body import shorten
+from worker.call_grammar import structure_of_calls
+from worker.engine.constraints import Constraint
 from worker.engine.endings import INCOMPLETE
 from worker.engine.engine import Engine
 from worker.engine.sequence import Deadlines, Sequence
 from worker.engine.tokenizer import Tokenizer
-from worker.errors import FieldError, InvalidRequest, KeyReused, RequestError, UnknownJob
+from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
+from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
-from worker.prompts import PromptEncoder, check_min_tokens, check_tokens, max_tokens_of
+from worker.prompts import (
+    PromptEncoder,
+    check_fits,
+    check_min_tokens,
+    check_tokens,
+    check_tools,
+    max_tokens_of,
+)
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
 from worker.streams.narration import Narrator
 from worker.streams.native import new_lock
 from worker.streams.wakeup import Wakeup
+from worker.structure import structure_of
+
+# The end of a prompt in which a mark of reasoning is found, whatever pieces it is made of.
+MARK_TOKENS = 16
 
 
 class Jobs:
@@ -37,8 +52,9 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         # Guards _keyed: of two requests with one key that come at the same time, one makes the job.
         self._keys_lock = new_lock()
-        self._keyed: dict[str, tuple[list[Job], bytes]] = {}
+        self._keyed: dict[tuple[str, str], tuple[list[Job], bytes]] = {}  # by client and idempotency key
         self._encoder = PromptEncoder()
+        self._grammars = Grammars()
 
     def start_once(
         self,
@@ -46,33 +62,38 @@ class Jobs:
         requests: list[GenerateRequest],
         on_disconnect: OnDisconnect,
         *,
+        client: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> tuple[list[Job], bool]:
         """Admit requests as `start` does, unless some with this idempotency key have been: then those ones' jobs.
 
-        What was refused has used up no key. A key is free again when its jobs have expired.
+        What was refused has used up no key. A key is free again when its jobs have expired. Another client may use it
+        too, and hears nothing of this one's jobs.
 
         Returns:
             The jobs, and whether they were there already.
 
         Raises:
             KeyReused: The key belongs to a different request.
-            NotReady, Overloaded, InvalidRequest: As `start`.
+            NotReady, Overloaded, RateLimited, InvalidRequest: As `start`.
         """
+        place = client, key
         asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]}"
         digest = hashlib.sha256(asked.encode()).digest()
         self._check_number(len(requests) * num_choices)
         with self._keys_lock:
-            known = self._known(key)
+            known = self._known(place)
         if known is None:
             # Outside of the lock, which greenlets wait for natively: a long prompt would stop everybody.
-            admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
+            admitted = [
+                self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
+            ]
             with self._keys_lock:
-                known = self._known(key)
+                known = self._known(place)
                 if known is None:
-                    jobs = self._launch_all(admitted, on_disconnect, num_choices)
-                    self._keyed[key] = jobs, digest
+                    jobs = self._launch_all(admitted, client, on_disconnect, num_choices)
+                    self._keyed[place] = jobs, digest
                     return jobs, False
         if known[1] != digest:
             raise KeyReused(
@@ -80,8 +101,8 @@ class Jobs:
             )
         return known[0], True
 
-    def _known(self, key: str) -> tuple[list[Job], bytes] | None:
-        known = self._keyed.get(key)
+    def _known(self, place: tuple[str, str]) -> tuple[list[Job], bytes] | None:
+        known = self._keyed.get(place)
         return known if known is not None and all(job.id in self._jobs for job in known[0]) else None
 
     def start(
@@ -89,6 +110,7 @@ class Jobs:
         requests: list[GenerateRequest],
         on_disconnect: OnDisconnect,
         *,
+        client: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> list[Job]:
@@ -97,6 +119,7 @@ class Jobs:
         Args:
             requests: Validated by their schema.
             on_disconnect: What the route does if the request does not say.
+            client: Whose they are: the name of an API key, or empty where none is needed.
             num_choices: How many answers each gets. With a seed, the next answer has the next seed.
             default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
                 much. None: all that the context leaves.
@@ -107,11 +130,14 @@ class Jobs:
         Raises:
             NotReady: Loading, draining or dead.
             Overloaded: Every slot and every place in the queue is taken.
+            RateLimited: The client has as many open, or has used as many tokens, as it may.
             InvalidRequest: One can never fit, its deadline is above the server's, or there are too many.
         """
         self._check_number(len(requests) * num_choices)
-        admitted = [self._admit(request, on_disconnect, default_max_tokens) for request in requests]
-        return self._launch_all(admitted, on_disconnect, num_choices)
+        admitted = [
+            self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
+        ]
+        return self._launch_all(admitted, client, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
         limit = self._settings.max_streams
@@ -119,32 +145,40 @@ class Jobs:
             message = f"asks for {number} answers; there is never room for more than {limit}, so ask for fewer at once"
             raise InvalidRequest([FieldError("n", "too_many", message)])
 
-    def _launch_all(self, admitted: "list[_Admitted]", on_disconnect: OnDisconnect, num_choices: int) -> list[Job]:
-        jobs: list[Job] = []
-        try:
-            for one in admitted:
-                for choice in range(num_choices):
-                    jobs.append(self._launch(one, on_disconnect, choice))
-        except RequestError:  # no room for the next one: who is told so has started nothing
-            for job in jobs:
-                job.cancel("refused")
-                self.forget(job)
-            raise
+    def _launch_all(
+        self, admitted: "list[_Admitted]", client: str, on_disconnect: OnDisconnect, num_choices: int
+    ) -> list[Job]:
+        made = [self._make(one, client, on_disconnect, choice) for one in admitted for choice in range(num_choices)]
+        self._engine.submit(*(sequence for _, sequence in made))
+        jobs = [job for job, _ in made]
+        self._jobs.update((job.id, job) for job in jobs)
         return jobs
 
     def _admit(
-        self, request: GenerateRequest, on_disconnect: OnDisconnect, default_max_tokens: int | None
+        self,
+        request: GenerateRequest,
+        client: str,
+        on_disconnect: OnDisconnect,
+        num_choices: int,
+        default_max_tokens: int | None,
     ) -> "_Admitted":
-        self._engine.check_room()  # before the work of encoding
+        self._engine.check_room(client)  # before the work of encoding
         model = self._engine.model
         deadlines = self._deadlines(request, on_disconnect)
         check_tokens(request, model.vocab_size)
+        check_tools(request, model.tokenizer.answer_format)
         prompt_ids = self._encoder.encode(request, model)
         max_tokens = max_tokens_of(request, len(prompt_ids), model.max_context, default_max_tokens)
         check_min_tokens(request, max_tokens)
-        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer)
+        prompt_end = model.tokenizer.decode(prompt_ids[-MARK_TOKENS:]) if request.messages is not None else ""
+        answer_format = model.tokenizer.answer_format.of_request(request, prompt_end)
+        structure = structure_of_calls(request, answer_format) or structure_of(request, answer_format)
+        constraints = [self._grammars.constraint(structure, model) for _ in range(num_choices)] if structure else []
+        return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
-    def _launch(self, admitted: "_Admitted", on_disconnect: OnDisconnect, choice: int) -> Job:
+    def _make(
+        self, admitted: "_Admitted", client: str, on_disconnect: OnDisconnect, choice: int
+    ) -> tuple[Job, Sequence]:
         request = admitted.request
         params = request.sampling(admitted.max_tokens)
         if choice and params.seed is not None:
@@ -166,28 +200,53 @@ class Jobs:
             prompt_ids=admitted.prompt_ids,
             params=params,
             sender=sender,
-            detokenizer=admitted.tokenizer.new_detokenizer(),
+            detokenizer=admitted.tokenizer.new_detokenizer(admitted.answer_format.special_marks),
             deadlines=admitted.deadlines,
             narrator=narrator,
+            client=client,
+            constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
-        job = Job(started, sequence, source, self._engine, self._wakeup, request.on_disconnect or on_disconnect)
-        self._engine.submit(sequence)
-        self._jobs[job_id] = job
-        return job
+        leaving = request.on_disconnect or on_disconnect
+        job = Job(started, sequence, source, self._engine, self._wakeup, leaving, admitted.answer_format)
+        return job, sequence
+
+    def tokenize(
+        self, request: GenerateRequest, *, add_special_tokens: bool | None = None, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The token ids that the model would get for a request, without a job. Bounded as `start` is.
+
+        Raises:
+            NotReady: Loading, draining or dead.
+            InvalidRequest: It can never fit.
+        """
+        model = self._engine.model
+        token_ids = self._encoder.encode(
+            request, model, add_special_tokens=add_special_tokens, add_generation_prompt=add_generation_prompt
+        )
+        check_fits(request, len(token_ids), model.max_context)
+        return token_ids
+
+    def count_tokens(self, request: GenerateRequest) -> int:
+        """How many tokens the prompt of a request has.
+
+        Raises:
+            NotReady, InvalidRequest: As `start`.
+        """
+        return len(self._encoder.encode(request, self._engine.model))
 
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""
         return GroupReader(jobs, self._wakeup.new_waiter())
 
-    def get(self, job_id: str) -> Job:
-        """The job with this id.
+    def get(self, job_id: str, client: str = "") -> Job:
+        """The job of this client with this id.
 
         Raises:
-            UnknownJob: There is none, or it has expired.
+            UnknownJob: There is none, it has expired, or it is somebody else's, who may not even be known to exist.
         """
         job = self._jobs.get(job_id)
-        if job is None:
+        if job is None or job.client != client:
             raise UnknownJob(
                 f"no job has the id {shorten(repr(job_id))}; ended jobs are kept for {self._settings.job_ttl_s:g} s "
                 "after their end, or the server has been replaced since"
@@ -250,3 +309,5 @@ class _Admitted:
     max_tokens: int
     deadlines: Deadlines
     tokenizer: Tokenizer
+    answer_format: AnswerFormat
+    constraints: list[Constraint]  # one for each choice, or none

@@ -4,6 +4,7 @@ The engine lives in the worker process, made after the fork: threads do not surv
 """
 
 import gc
+import ipaddress
 import logging
 import os
 import resource
@@ -13,10 +14,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from worker.keys import ApiKeys
 from worker.observe.loading import show_loading
 from worker.settings import Settings
 from worker.streams.native import is_gevent_patched, native_sleep
@@ -58,6 +60,40 @@ def connections_within_limit(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
         soft = highest
     return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - NUM_OTHER_FILES)
+
+
+def hide_keys(environ: MutableMapping[str, str]) -> None:
+    """Put hashes in the place of API keys, for this process and all that it starts.
+
+    What the process was started with stays readable in /proc for its own user; a file or hashes keep keys out of there.
+    """
+    if text := environ.get("ENDSTOP_API_KEYS"):
+        environ["ENDSTOP_API_KEYS"] = ApiKeys.parse(text).hashed
+
+
+def say_who_may_ask(settings: Settings, hosts: list[str]) -> None:
+    """A line in the log: who has keys, or what it means that nobody has.
+
+    Args:
+        settings: Who has keys.
+        hosts: What is bound, also by options of the command line.
+    """
+    if settings.api_keys:
+        logger.info("API keys are needed; known: %s", settings.api_keys)
+    elif all(_is_loopback(host) for host in hosts):
+        logger.warning(
+            "no API keys (ENDSTOP_API_KEYS): bound to %s only, for everyone on this machine and nobody else",
+            ", ".join(hosts),
+        )
+    else:
+        logger.warning("no API keys (ENDSTOP_API_KEYS): everyone who reaches %s may use this server", ", ".join(hosts))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def soften_stop(arbiter: Any, is_immune_to_hangup: bool = False) -> None:

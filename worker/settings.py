@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import SettingsError
+from worker.keys import ApiKeys, KeyLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = ROOT / "models" / "endstop-tiny"
@@ -28,14 +29,16 @@ def _setting(
     choices: tuple[str, ...] = (),
     pattern: str = "",
     env: str = "",
+    is_secret: bool = False,
 ) -> Any:
     """A field.
 
     Args:
         pattern: A regular expression for the whole value, if it is one of `choices` only in form.
+        is_secret: No error repeats its value.
     """
     limits = {"minimum": minimum, "maximum": maximum, "choices": choices, "pattern": pattern}
-    return field(default=default, metadata={"help": help, "env": env, **limits})
+    return field(default=default, metadata={"help": help, "env": env, "is_secret": is_secret, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +129,34 @@ class Settings:
     # Heroku sends SIGKILL 30 s after SIGTERM. gunicorn's graceful timeout is this plus 7.
     drain_s: float = _setting(20.0, "how long streams may run on after SIGTERM", minimum=0.0)
 
+    # Who may ask. worker/keys.py reads the first three, and keeps hashes only.
+    api_keys: ApiKeys = _setting(  # noqa: RUF009 - it is frozen
+        ApiKeys(),
+        "keys of clients, `name:key` or `name:sha256:<hex>`, separated by commas; empty: whoever reaches the server",
+        is_secret=True,
+    )
+    api_keys_file: str = _setting("", "a file with more of them, one a line")
+    key_limits: KeyLimits = _setting(  # noqa: RUF009
+        KeyLimits(), "limits of single keys, `name:concurrency:tokens_per_minute`, separated by commas"
+    )
+    key_concurrency: int = _setting(
+        0, "requests of one key that may be open; one more is answered 429; 0: no limit of its own", minimum=0
+    )
+    key_tokens_per_minute: int = _setting(
+        0, "tokens of prompts and answers per key and minute, then 429; 0: no limit", minimum=0
+    )
+    # Off: a web page elsewhere must not use the server of whoever reads it.
+    cors_origins: str = _setting(
+        "",
+        "web pages that may use the server from a browser",
+        choices=("", "https://one.example,http://localhost:3000 ...", "*"),
+        pattern=r"\*|(https?://[^\s,/*]+(\s*,\s*https?://[^\s,/*]+)*)?",
+    )
+
     # The server
-    # gunicorn's own rule: a platform that sets PORT wants to reach it, a person at a terminal need not be reachable.
-    host: str = _setting("", "address to bind; empty: 0.0.0.0 if PORT is set, else 127.0.0.1")
+    # A platform that sets PORT wants to reach it, a person at a terminal need not be reachable. Without keys whoever
+    # reaches it may use it, and that has to be said by name.
+    host: str = _setting("", "address to bind; empty: 0.0.0.0 if there are API keys and PORT is set, else 127.0.0.1")
     port: int = _setting(8000, "port to bind", minimum=1, maximum=65535, env="PORT")
     worker_class: str = _setting("gevent", "gunicorn worker class", choices=("gevent", "gthread"))
     log_level: str = _setting("info", "log level", choices=("debug", "info", "warning", "error"))
@@ -164,16 +192,28 @@ class Settings:
             try:
                 values[setting.name] = _parse(setting, environ[name])
             except ValueError as error:
-                problems.append(f"{name}={environ[name]!r}: {error}")
+                shown = name if setting.metadata["is_secret"] else f"{name}={environ[name]!r}"
+                problems.append(f"{shown}: {error}")
         if values.get("web_concurrency", 1) != 1:
             problems.append(
                 f"WEB_CONCURRENCY={values['web_concurrency']}: must be 1, because every worker process would load "
                 "the model again; one worker serves many streams (set ENDSTOP_MAX_SLOTS), and more machines serve more"
             )
+        if path := values.get("api_keys_file"):
+            try:
+                values["api_keys"] = values.get("api_keys", ApiKeys()) + ApiKeys.parse(Path(path).read_text("utf-8"))
+            except OSError as error:
+                problems.append(f"ENDSTOP_API_KEYS_FILE={path!r} cannot be read: {error.strerror}")
+            except ValueError as error:  # also bytes that are no text, of which the message repeats one
+                reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+                problems.append(f"ENDSTOP_API_KEYS_FILE={path!r}: {reason}")
+        keys = values.get("api_keys", ApiKeys())
+        if unknown := [name for name, _ in values.get("key_limits", KeyLimits()).limits if name not in keys.names]:
+            problems.append(f"ENDSTOP_KEY_LIMITS: no API key is named {', '.join(map(repr, unknown))}")
         if problems:
             raise SettingsError("; ".join(problems))
         if not values.get("host"):
-            values["host"] = "0.0.0.0" if "port" in values else "127.0.0.1"
+            values["host"] = "0.0.0.0" if "port" in values and keys else "127.0.0.1"
         return cls(**values)
 
 
@@ -186,6 +226,8 @@ def _parse(setting: "Field[Any]", text: str) -> Any:
     assert setting.default is not MISSING
     kind = type(setting.default)
     metadata = setting.metadata
+    if issubclass(kind, ApiKeys | KeyLimits):
+        return kind.parse(text)
     try:
         value = kind(text)
         if value == math.inf:
@@ -195,7 +237,7 @@ def _parse(setting: "Field[Any]", text: str) -> Any:
     pattern = metadata["pattern"]
     is_one = re.fullmatch(pattern, value) if pattern else value in metadata["choices"]
     if metadata["choices"] and not is_one:
-        raise ValueError(f"must be one of {', '.join(metadata['choices'])}")
+        raise ValueError(f"must be one of {', '.join(choice or '(empty)' for choice in metadata['choices'])}")
     if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
         raise ValueError(f"must be at least {metadata['minimum']}")
     if metadata["maximum"] is not None and value > metadata["maximum"]:

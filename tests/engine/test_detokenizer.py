@@ -80,6 +80,26 @@ def test_random_ids_give_the_text_of_the_whole(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_that_are_shown_stand_between_the_texts_around_them(kind: str) -> None:
+    tokenizer = tokenizer_of_kind(kind)
+    shown, ours = tokenizer.eos_token, Tokenizer(tokenizer)
+
+    @repeatable
+    @given(st.lists(ids_of(kind), max_size=4))
+    def check(runs: list[list[int]]) -> None:
+        runs = [[i for i in run if i != tokenizer.eos_token_id] for run in runs]
+        one = ours.new_detokenizer({shown: tokenizer.eos_token_id})
+        ids = [i for run in runs for i in [*run, tokenizer.eos_token_id]]
+        known = [[i for i in run if tokenizer.backend_tokenizer.id_to_token(i) is not None] for run in runs]
+        assert "".join([*map(one.push, ids), one.flush()]) == "".join(
+            reference(tokenizer, run) + shown for run in known
+        )
+
+    check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_encoded_text_gives_the_text_of_the_whole(kind: str) -> None:
     tokenizer = tokenizer_of_kind(kind)
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from tests.support.looks import Looks
 from worker.engine import sampler
+from worker.engine.constraints import Constraint
 from worker.engine.sampler import (
     _DRAWS,
     NUM_LIKELIEST,
@@ -46,6 +47,7 @@ class FakeRow:
     output_counts: Counter[int] = field(default_factory=Counter)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     forbidden_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 class Point(random.Random):

@@ -13,11 +13,11 @@ _ADMISSION = [
         "the lock in submit: checked and queued at once",
         """\
         with self.lock:
-            self._check_room(len(sequence.prompt_ids))
+            self._check_room(len(sequences), sum(len(sequence.prompt_ids) for sequence in sequences))
 """,
         """\
         if True:
-            self._check_room(len(sequence.prompt_ids))
+            self._check_room(len(sequences), sum(len(sequence.prompt_ids) for sequence in sequences))
 """,
         "test_a_submit_is_wholly_before_or_wholly_after_a_shutdown",
     ),
@@ -32,8 +32,8 @@ _ADMISSION = [
     ),
     admission(
         "requests are bounded in number",
-        "        if num_open >= settings.max_streams:\n",
-        "        if num_open < 0:\n",
+        "        if (too_many_requests := num_open + num_requests - settings.max_streams) > 0:\n",
+        "        if (too_many_requests := 1) > 1:\n",
         "test_overloaded_at_the_limit_and_not_before",
     ),
     admission(
@@ -51,10 +51,10 @@ _ADMISSION = [
     engine(
         "a submit wakes an idle engine",
         """\
-        self._admission.submit(sequence)
+        self._admission.submit(*sequences)
         self._waiter.wake()
 """,
-        "        self._admission.submit(sequence)\n",
+        "        self._admission.submit(*sequences)\n",
         "test_an_idle_engine_hears_a_cancel_and_a_submit_at_once",
     ),
     engine(
@@ -318,9 +318,14 @@ _DEATH = [
         "the lock around a look for room",
         """\
         with self.lock:
-            self._check_room(0)
+            self._check_room(1, 0)
+            if client is not None:
 """,
-        "        self._check_room(0)\n",
+        """\
+        if True:
+            self._check_room(1, 0)
+            if client is not None:
+""",
         f"{_OUTSIDE}::test_room_is_looked_for_under_the_lock",
     ),
     engine(

@@ -289,7 +289,7 @@ _SAMPLING = [
     ),
     sampler(
         "a row without usable logits fails alone",
-        "        if not usable:\n",
+        "        if not numbers[i]:\n",
         "        if False:\n",
         "test_one_bad_number_fails_its_row_alone",
     ),

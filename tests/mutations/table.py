@@ -1,6 +1,20 @@
 """All guards, in the order of the report."""
 
-from tests.mutations import channels, clients, engine, faults, jobs, process, steps, wakeups, web
+from tests.mutations import (
+    access,
+    channels,
+    clients,
+    engine,
+    faults,
+    jobs,
+    process,
+    steps,
+    structure,
+    tools,
+    wakeups,
+    web,
+    wires,
+)
 from tests.mutations.mutation import Mutation
 
 MUTATIONS: list[Mutation] = [
@@ -10,7 +24,11 @@ MUTATIONS: list[Mutation] = [
     *faults.MUTATIONS,
     *steps.MUTATIONS,
     *jobs.MUTATIONS,
+    *structure.MUTATIONS,
     *web.MUTATIONS,
+    *wires.MUTATIONS,
+    *tools.MUTATIONS,
+    *access.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]

@@ -13,6 +13,10 @@ bytes_in = taking_from("worker/body.py", "tests/test_request.py")
 request = taking_from("worker/request.py", "tests/test_request.py")
 ops = taking_from("worker/web/ops.py", "tests/web/test_ops.py")
 app = taking_from("app.py", "tests/test_app.py")
+tokens = taking_from("worker/web/tokenization.py", "tests/web/test_tokenize.py")
+tokenize = taking_from("worker/jobs.py", "tests/web/test_tokenize.py")
+document = taking_from("worker/web/openapi.py", "tests/web/test_openapi.py")
+page = taking_from("worker/web/openapi.py", "tests/web/test_docs_page.py")
 
 _STREAMS = [
     sse(
@@ -23,8 +27,8 @@ _STREAMS = [
     ),
     sse(
         "[DONE] follows the end",
-        "    yield DONE\n",
-        "    yield b''\n",
+        "        yield translator.done\n",
+        "        yield b''\n",
         "test_the_end_is_followed_by_done_and_by_nothing",
     ),
     sse(
@@ -260,24 +264,26 @@ _ADMISSION = [
         "who gets no place to read makes no job, of OpenAI's routes",
         """\
     with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+        jobs, headers = start_jobs(
+            requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens
+        )
 """,
         """\
-    jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
+    jobs, headers = start_jobs(requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens)
     with shared.streams.reserve() as place:
 """,
         "tests/web/test_admission.py::test_who_gets_no_place_to_read_makes_no_job_and_uses_up_no_key",
     ),
     answers(
         "a chat with a key is kept",
-        "            if not is_kept:",
+        "            if not can_come_back:",
         "            if True:",
         "tests/web/test_admission.py::test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
     chat(
         "a limit is called what the client has called it",
-        '            replace(error, field="max_completion_tokens") if error.field == "max_tokens" else error\n',
-        "            error\n",
+        'limit if field == "max_tokens" else field',
+        "field",
         "tests/web/test_admission.py::test_a_limit_is_called_what_the_client_has_called_it",
     ),
     openai(
@@ -351,4 +357,52 @@ _REQUESTS = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION, *_ADMISSION, *_REQUESTS]
+_TOKENS = [
+    tokens(
+        "too many tokens are refused",
+        "    if len(body.tokens) > model.max_context:\n",
+        "    if False:\n",
+        "test_too_many_tokens_are_refused",
+    ),
+    tokens(
+        "tokens that the model has not are refused",
+        '    check_known({"tokens": body.tokens}, model.vocab_size)\n',
+        "",
+        "test_tokens_that_the_model_has_not_are_named",
+    ),
+    tokenize(
+        "what could not be generated from is not counted",
+        "        check_fits(request, len(token_ids), model.max_context)\n",
+        "",
+        "test_what_could_not_be_generated_from_is_refused",
+    ),
+]
+
+_DOCUMENT = [
+    document(
+        "in a body null asks for the default",
+        "        _let_null_ask_for_defaults(components[name])\n",
+        "        pass\n",
+        "test_the_schema_of_a_body_says_what_parsing_it_says",
+    ),
+    document(
+        "an answer has no field that the document has not",
+        'return {"additionalProperties": False} | super().typed_dict_schema',
+        "return super().typed_dict_schema",
+        "test_a_schema_of_an_answer_is_closed",
+    ),
+    document(
+        "names of tokens are the only ones",
+        'return found | {"additionalProperties": False} if "patternProperties" in found else found\n',
+        "return found\n",
+        "test_the_schema_says_what_parsing_says_of",
+    ),
+    page(
+        "the page asks no other host",
+        """default-src 'none'; connect-src 'self'""",
+        """default-src *; connect-src *""",
+        "test_it_may_ask_no_other_host",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_STREAMS, *_BODIES, *_OPERATION, *_ADMISSION, *_REQUESTS, *_TOKENS, *_DOCUMENT]

@@ -6,6 +6,8 @@ injected fault explains.
 """
 
 import weakref
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +21,6 @@ from worker.engine.detokenizer import IncrementalDetokenizer, TokenBytes
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.engine.tokenizer import Tokenizer
-from worker.request import Message
 from worker.streams.native import native_sleep
 
 STUCK_S = 3600.0
@@ -148,16 +149,16 @@ class SoakTokenizer(Tokenizer):
         super().__init__(tokenizer)
         self._faults = faults
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *options: Any, **named: Any) -> list[int]:
         self._fail_now_and_then()
-        return super().encode(text)
+        return super().encode(text, *options, **named)
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(self, messages: Any, *options: Any, **named: Any) -> list[int]:
         self._fail_now_and_then()
-        return super().encode_chat(messages)
+        return super().encode_chat(messages, *options, **named)
 
-    def new_detokenizer(self) -> IncrementalDetokenizer:
-        inner = super().new_detokenizer()
+    def new_detokenizer(self, shown: Mapping[str, int] = MappingProxyType({})) -> IncrementalDetokenizer:
+        inner = super().new_detokenizer(shown)
         if self._faults.hits("detokenizer"):
             return _FailingDetokenizer(inner, int(self._faults.between(0, 20)), self._faults)
         return inner

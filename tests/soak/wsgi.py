@@ -37,10 +37,10 @@ class CountingEngine(Engine):
 
     num_accepted = 0
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, *sequences: Sequence) -> None:
         """Count what is taken; what is refused raises."""
-        super().submit(sequence)
-        self.num_accepted += 1
+        super().submit(*sequences)
+        self.num_accepted += len(sequences)
 
 
 # A third of what the slots could fill, so that the youngest streams give way (`run._fill_every_slot`). With fewer it

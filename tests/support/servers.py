@@ -27,10 +27,11 @@ WORKER_CLASSES = ("gevent", "gthread")
 class Server:
     """One running server."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path, key: str = "") -> None:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._log = log
 
     def log(self) -> str:
@@ -38,10 +39,10 @@ class Server:
         return self._log.read_text()
 
     def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, timeout=ANSWER_S)
+        return requests.get(self.url + path, headers=self.headers, timeout=ANSWER_S)
 
     def post(self, path: str, body: Any = None) -> requests.Response:
-        return requests.post(self.url + path, json=body, timeout=ANSWER_S)
+        return requests.post(self.url + path, json=body, headers=self.headers, timeout=ANSWER_S)
 
     def stats(self) -> dict[str, Any]:
         """Counters of the gated app."""
@@ -96,8 +97,13 @@ def running_server(
     app: str = "tests.support.gated_wsgi:app",
     wait: bool = True,
     env: Mapping[str, str] = MappingProxyType({}),
+    key: str = "",
 ) -> Iterator[Server]:
-    """A gunicorn with the project's own configuration; killed at the end on every path."""
+    """A gunicorn with the project's own configuration; killed at the end on every path.
+
+    Args:
+        key: What the test itself sends, if `env` has API keys.
+    """
     port = free_port()
     log = folder / f"server-{port}.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ENDSTOP_")}
@@ -114,7 +120,7 @@ def running_server(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, key)
     try:
         if wait:
             server.wait_ready()

@@ -18,7 +18,7 @@ from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.errors import GenerationFailed
 from worker.events import Failure, Narration
-from worker.request import Message, SamplingParams
+from worker.request import SamplingParams
 from worker.streams.channel import SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
@@ -170,14 +170,14 @@ class Strikes:
             if UNSPEAKABLE in text:
                 raise RuntimeError("injected")
 
-        def encode_or_raise(text: str) -> list[int]:
+        def encode_or_raise(text: str, *options: Any, **named: Any) -> list[int]:
             check(text)
-            return encode(text)
+            return encode(text, *options, **named)
 
-        def encode_chat_or_raise(messages: list[Message]) -> list[int]:
+        def encode_chat_or_raise(messages: Any, *options: Any, **named: Any) -> list[int]:
             for message in messages:
                 check(message.text)
-            return encode_chat(messages)
+            return encode_chat(messages, *options, **named)
 
         tokenizer.encode = encode_or_raise  # type: ignore[method-assign]
         tokenizer.encode_chat = encode_chat_or_raise  # type: ignore[method-assign]

@@ -35,6 +35,7 @@ def test_what_is_no_request_is_told_why(gated: Server, sent: bytes, status: int,
     head, _, body = received.partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert b"Content-Type: application/json" in head
+    assert json.loads(body)["type"] == "error"
     error = json.loads(body)["error"]
     assert error["code"] == code
     assert error["message"]

@@ -70,6 +70,8 @@ class FakeEngine:
 class Numbers:
     """A wire format of event numbers. Has nothing for those in `silent`, and fails for those in `broken`."""
 
+    done = DONE
+
     def __init__(self, silent: tuple[int, ...] = (), broken: tuple[int, ...] = ()) -> None:
         self._silent = silent
         self._broken = broken

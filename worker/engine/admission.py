@@ -14,10 +14,12 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from worker.engine.endings import metrics_event, outcome_of
+from worker.engine.limits import Allowance, ClientLimits
 from worker.engine.sequence import Sequence, SequenceState
 from worker.engine.service_rate import ServiceRate
 from worker.errors import SHUTTING_DOWN, NotReady, Overloaded
 from worker.events import Terminal
+from worker.keys import KeyLimit
 from worker.observe.log import RecordSender
 from worker.settings import Settings
 from worker.streams.channel import ChannelBroken, ChannelClosed
@@ -58,7 +60,8 @@ class Admission:
         self._settings = settings
         self._records = records
         self._is_leaving = is_leaving
-        # Guards {is_accepting, inbox, _open, _service_rate}: each submit is wholly before or wholly after a shutdown.
+        # Guards {is_accepting, inbox, _open, _service_rate, _limits}: each submit is wholly before or wholly after a
+        # shutdown, and a client is charged for what was let in and for nothing else.
         # And {_num_debtors, _has_ended}, and the moment in which tokens begin to be delivered.
         self.lock = new_lock()
         self.is_accepting = False
@@ -66,6 +69,8 @@ class Admission:
         # All that was accepted and has not ended. Whoever closes a stream takes it out; see `end_from_outside`.
         self._open: set[Sequence] = set()
         self._service_rate = ServiceRate()
+        limit = KeyLimit(settings.key_concurrency, settings.key_tokens_per_minute)
+        self._limits = ClientLimits(limit, dict(settings.key_limits.limits))
         # Threads that have taken sequences out of `_open` and still owe them their ending.
         self._num_debtors = 0
         self._has_ended = False
@@ -88,36 +93,52 @@ class Admission:
         if self.state is not EngineState.READY:
             raise self._not_ready()
 
-    def check_room(self) -> None:
+    def check_room(self, client: str | None = None) -> None:
         """Refuse early what `submit` would refuse, before the work of encoding a prompt.
 
-        Raises:
-            NotReady, Overloaded: As `submit`.
-        """
-        with self.lock:
-            self._check_room(0)
-
-    def submit(self, sequence: Sequence) -> None:
-        """Let a sequence in. From here on its channel will be closed, whatever happens.
+        Args:
+            client: Who asks; None: somebody who has no request open.
 
         Raises:
-            NotReady: Loading, draining or dead. The sequence was not taken.
-            Overloaded: Slots and queue are full. The sequence was not taken.
+            NotReady, Overloaded, RateLimited: As `submit`.
         """
         with self.lock:
-            self._check_room(len(sequence.prompt_ids))
-            self._service_rate.came(time.monotonic())
-            self._open.add(sequence)
-            self.inbox.append(sequence)
+            self._check_room(1, 0)
+            if client is not None:
+                self._limits.check_open(client, 1, time.monotonic())
 
-    def _check_room(self, num_prompt_tokens: int) -> None:
+    def submit(self, *sequences: Sequence) -> None:
+        """Let the sequences of one request in, all or none. From here on their channels will be closed in any case.
+
+        Raises:
+            NotReady: Loading, draining or dead. None was taken.
+            Overloaded: Slots and queue are full. None was taken.
+            RateLimited, InvalidRequest: Their client may not have as many now, or ever. None was taken.
+        """
+        with self.lock:
+            self._check_room(len(sequences), sum(len(sequence.prompt_ids) for sequence in sequences))
+            now = time.monotonic()
+            # Last, and it takes all or nothing: who is refused has left nothing behind.
+            self._limits.charge(sequences[0].client, [sequence.cost for sequence in sequences], now)
+            for sequence in sequences:
+                self._service_rate.came(now)
+                self._open.add(sequence)
+                self.inbox.append(sequence)
+
+    def allowance(self, client: str) -> Allowance:
+        """What a client may still ask for."""
+        with self.lock:
+            return self._limits.allowance(client, time.monotonic())
+
+    def _check_room(self, num_requests: int, num_prompt_tokens: int) -> None:
         if not self.is_accepting or self._is_leaving():
             raise self._not_ready()
         settings, num_open, now = self._settings, len(self._open), time.monotonic()
-        if num_open >= settings.max_streams:
+        if (too_many_requests := num_open + num_requests - settings.max_streams) > 0:
             raise Overloaded(
-                f"{num_open} requests are open, the limit (ENDSTOP_MAX_SLOTS and ENDSTOP_MAX_QUEUE); try again later",
-                self._service_rate.retry_after_s(now, 1 + num_open - settings.max_streams, 0),
+                f"{num_open} requests are open, and {settings.max_streams} may (ENDSTOP_MAX_SLOTS and "
+                "ENDSTOP_MAX_QUEUE); try again later",
+                self._service_rate.retry_after_s(now, too_many_requests, 0),
             )
         num_waiting_tokens = sum(len(s.prompt_ids) for s in self._open if s.state is SequenceState.WAITING)
         too_many = num_waiting_tokens + max(num_prompt_tokens, 1) - settings.max_queue_tokens
@@ -189,7 +210,9 @@ class Admission:
         """Under the lock, once. Who does it owes the stream its ending."""
         self._open.remove(sequence)
         sequence.is_ended = True
-        self._service_rate.left(time.monotonic(), len(sequence.prompt_ids))
+        now = time.monotonic()
+        self._service_rate.left(now, len(sequence.prompt_ids))
+        self._limits.pay_back(sequence.client, sequence.num_unused, now)
 
     def _tell(self, sequence: Sequence, terminal: Terminal, vram_bytes: int = 0) -> None:
         outcome = outcome_of(sequence, terminal)

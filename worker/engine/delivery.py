@@ -27,7 +27,8 @@ def deliver_token(
     """
     sequence.append(token_id, now)
     num_tokens, ending = len(sequence.output_ids), sequence.endings.get(token_id)
-    is_last = ending is not None or num_tokens >= sequence.params.max_tokens
+    is_complete = sequence.constraint is not None and sequence.constraint.is_complete
+    is_last = ending is not None or is_complete or num_tokens >= sequence.params.max_tokens
     text = "" if ending is not None else sequence.detokenizer.push(token_id)
     if is_last:
         text += sequence.detokenizer.flush()
@@ -48,8 +49,21 @@ def deliver_token(
     if has_stopped:
         return StopReason.STOP_SEQUENCE
     if is_last:
-        return ending or StopReason.MAX_TOKENS
+        return ending or (StopReason.EOS if is_complete else StopReason.MAX_TOKENS)
     return None
+
+
+def deliver_rest(sequence: Sequence) -> None:
+    """Give the reader what is held back of an answer that turns out to be over."""
+    text = sequence.detokenizer.flush()
+    held = sequence.held_logprobs
+    if held is not None:
+        held.decided(text)
+    if text:
+        num_tokens = len(sequence.output_ids)
+        logprobs = held.release(text) if held is not None else ()
+        sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released, logprobs))
+        sequence.num_released = num_tokens
 
 
 def spelled(logprobs: Logprobs, token_id: int, spell: Callable[[int], tuple[str, bytes]]) -> TokenLogprob:

@@ -9,14 +9,18 @@ What is decidable depends on the tokenizer's decoder, so there are two ways:
   With byte fallback (Llama 2, Gemma, Mistral) a run of byte tokens is decided only when it ends: the `tokenizers`
   library decodes a run as a whole, and one bad byte turns all of it into replacement characters.
 
-Special tokens have no text. Generation thread only: a tokenizer shared between threads raises `Already borrowed`.
+Special tokens have no text, but for those that a stream is to show. Generation thread only: a tokenizer shared between
+threads raises `Already borrowed`.
 """
 
 import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
+
+_NONE: Mapping[int, str] = MappingProxyType({})
 
 
 class IncrementalDetokenizer(Protocol):
@@ -72,12 +76,14 @@ class TokenBytes:
 class ByteLevelDetokenizer:
     """Exact for tokenizers whose decoder is `ByteLevel`. Constant time per token."""
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    def __init__(self, token_bytes: TokenBytes, shown: Mapping[int, str] = _NONE) -> None:
+        """Begin a stream in which the special tokens `shown` have these texts."""
         self._token_bytes = token_bytes
+        self._shown = {token_id: text.encode() for token_id, text in shown.items()}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._token_bytes[token_id])
+        return self._decoder.decode(self._shown.get(token_id) or self._token_bytes[token_id])
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -94,16 +100,21 @@ class WindowDetokenizer:
         decode: Callable[[list[int]], str],
         token_of_id: Callable[[int], str | None],
         special_ids: frozenset[int],
+        shown: Mapping[int, str] = _NONE,
     ) -> None:
+        """Begin a stream in which the special tokens `shown` have these texts."""
         self._decode = decode
         self._token_of_id = token_of_id
         self._special_ids = special_ids
+        self._shown = shown
         # Tokens whose text is settled, kept as context for the spaces between them and the next, and then those since.
         self._window: list[int] = []
         self._num_settled = 0
         self._num_given = 0  # characters of the window's text that have been given out
 
     def push(self, token_id: int) -> str:
+        if token_id in self._shown:
+            return self.flush() + self._shown[token_id]
         token = self._token_of_id(token_id)
         if token_id in self._special_ids or token is None:
             return ""  # not even the end of a run of bytes: the decoder never sees it
@@ -121,7 +132,8 @@ class WindowDetokenizer:
         return new
 
     def flush(self) -> str:
-        new, self._window = self._decode(self._window)[self._num_given :], []
+        new = self._decode(self._window)[self._num_given :]
+        self._window, self._num_settled, self._num_given = [], 0, 0
         return new
 
 

@@ -55,6 +55,7 @@ def outcome_of(sequence: Sequence, terminal: Terminal) -> Outcome:
         kind, detail = "end", terminal.stop_reason.value
     return Outcome(
         sequence.request_id,
+        sequence.client,
         kind,
         detail,
         sequence.usage,

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine.admission import Admission, EngineState
-from worker.engine.delivery import deliver_token, narrate_places, narrate_starts, spelled
+from worker.engine.constraints import MaskThread
+from worker.engine.delivery import deliver_rest, deliver_token, narrate_places, narrate_starts, spelled
 from worker.engine.draws import Draw, draw_tokens, draws_of
 from worker.engine.endings import end_event, failure_event, overdue_event
 from worker.engine.kv_cache import BlockPool
+from worker.engine.limits import Allowance
 from worker.engine.logprobs import Logprobs
 from worker.engine.memory import is_out_of_memory
 from worker.engine.sampler import SampledTokens
@@ -36,6 +38,7 @@ from worker.errors import (
     ModelLoadError,
     OutOfMemory,
     ShuttingDown,
+    without_paths,
 )
 from worker.events import StopReason, Terminal
 from worker.observe.log import Record, RecordSender
@@ -81,6 +84,7 @@ class Engine:
         self._supervisor = Supervisor(settings, self._admission, self._records, lambda: self.on_dead())
         self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
         self._scheduler.forget = self._forget
+        self._mask_thread = MaskThread()
         self._waiter = ThreadWaiter()
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
@@ -134,23 +138,18 @@ class Engine:
         """Requests that hold a slot."""
         return len(self._scheduler.running)
 
-    def check_room(self) -> None:
-        """Refuse early what `submit` would refuse, before the work of encoding a prompt.
+    def check_room(self, client: str | None = None) -> None:
+        """Refuse early what `submit` would refuse, before the work of encoding a prompt; see `Admission.check_room`."""
+        self._admission.check_room(client)
 
-        Raises:
-            NotReady, Overloaded: As `submit`.
-        """
-        self._admission.check_room()
-
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. From here on its channel will be closed, whatever happens.
-
-        Raises:
-            NotReady: Loading, draining or dead. The sequence was not taken.
-            Overloaded: Slots and queue are full. The sequence was not taken.
-        """
-        self._admission.submit(sequence)
+    def submit(self, *sequences: Sequence) -> None:
+        """Queue the sequences of one request, all or none; see `Admission.submit`."""
+        self._admission.submit(*sequences)
         self._waiter.wake()
+
+    def allowance(self, client: str) -> Allowance:
+        """What a client may still ask for."""
+        return self._admission.allowance(client)
 
     def _is_leaving(self) -> bool:
         """Whether a drain has been asked for. The generation thread, which begins it, may be in a long step."""
@@ -218,6 +217,7 @@ class Engine:
             self._die(error)
         finally:
             self._model = None  # frees the tensors on this thread
+            self._mask_thread.close()
             self._supervisor.begin(Phase.ENDED)
             self._admission.thread_ended()
             self._supervisor.done.release()
@@ -372,7 +372,10 @@ class Engine:
             try:
                 if i in tokens.failures:
                     raise tokens.failures[i]
-                self._advance(sequence, tokens.token_ids[i], now, tokens.logprobs.get(i))
+                if i in tokens.complete:
+                    self._complete(sequence)
+                else:
+                    self._advance(sequence, tokens.token_ids[i], now, tokens.logprobs.get(i))
             except GenerationFailed as error:
                 self._fail(sequence, error)
             except ChannelBroken:
@@ -392,9 +395,18 @@ class Engine:
         if self._is_sharing:
             self._scheduler.publish(sequence)
         told = spelled(logprobs, token_id, self._model.tokenizer.spell) if logprobs is not None else None
+        if sequence.constraint is not None:
+            sequence.constraint.advance(token_id)
         reason = deliver_token(sequence, token_id, now, told)
         if reason is not None:
             self._finish(sequence, end_event(sequence, reason))
+        elif sequence.constraint is not None:
+            self._mask_thread.find(sequence.constraint)
+
+    def _complete(self, sequence: Sequence) -> None:
+        """End an answer to which its grammar lets nothing be added, which only looking for the next token has shown."""
+        deliver_rest(sequence)
+        self._finish(sequence, end_event(sequence, StopReason.EOS))
 
     def _cancel(self, sequence: Sequence, by: str) -> None:
         """End a sequence that nobody wants any more. Who said so first is named."""
@@ -443,9 +455,12 @@ class Engine:
             admission.is_accepting = False
             admission.state = EngineState.DEAD
             admission.reason = "the generation thread died"  # should the error be unable to say more
+            # For anybody who asks, so without what is in a message of somebody else's, and without paths.
+            admission.reason = f"the generation thread died of {type(error).__name__}; the server's log has the details"
             is_expected = isinstance(error, ModelLoadError)
-            admission.reason = str(error) if is_expected else f"the generation thread died of {error!r}"
-        self._records.log(logging.CRITICAL, self.reason)
+            if is_expected:
+                admission.reason = without_paths(str(error))
+        self._records.log(logging.CRITICAL, str(error) if is_expected else self.reason)
         if not is_expected:
             self._records.log(logging.CRITICAL, "".join(traceback.format_exception(error)))
         try:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.constraints import Constraint
 from worker.engine.logprobs import Logprobs
 from worker.engine.memory import is_out_of_memory
-from worker.engine.upload import upload
+from worker.engine.upload import upload, upload_bytes
 from worker.errors import GenerationFailed, InferenceFailed, OutOfMemory
 from worker.request import SamplingParams
 
@@ -34,6 +35,7 @@ class SamplingRow(Protocol):
     params: SamplingParams
     output_counts: Counter[int]
     rng: random.Random
+    constraint: Constraint | None
 
     @property
     def forbidden_ids(self) -> Iterable[int]:
@@ -43,11 +45,16 @@ class SamplingRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """One entry per row: its token id, or why it has none. Log-probabilities of the rows that ask for them."""
+    """One entry per row: its token id, or why it has none. Log-probabilities of the rows that ask for them.
+
+    Attributes:
+        complete: Rows to whose answers nothing may be added.
+    """
 
     token_ids: list[int]
     failures: dict[int, GenerationFailed]
     logprobs: dict[int, Logprobs] = field(default_factory=dict)
+    complete: frozenset[int] = frozenset()
 
 
 @torch.inference_mode()  # the model made the logits in it, and only in it may they be written to
@@ -78,6 +85,14 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
                 logits[i] = _change(logits[i], row).clamp(max=torch.finfo(torch.float32).max)
             except Exception as error:  # this row's own fault
                 failures[i] = _failure(error)
+    masks, complete = _masks(rows, failures)
+    is_open = torch.ones_like(is_usable)
+    if masks:
+        shut_in = upload(list(masks), torch.int64, logits.device)
+        allowed = _bits(upload_bytes(list(masks.values()), logits.device), logits.shape[-1])
+        logits[shut_in] = torch.where(allowed, logits[shut_in], float("-inf"))
+        is_open = logits.amax(dim=-1) > float("-inf")
+        logits = torch.where(is_open[:, None], logits, 0.0)
 
     drawn: list[tuple[list[int], Tensor]] = []
     groups: dict[str, list[int]] = {"greedy": [], "plain": [], "filtered": []}
@@ -99,16 +114,47 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
                 else:
                     failures[part[0]] = _failure(error)
     # The one place where a GPU is waited for.
-    numbers = torch.cat([is_usable.long(), *(tokens for _, tokens in drawn)]).tolist()
-    for i, usable in enumerate(numbers[: len(rows)]):
-        if not usable:
+    numbers = torch.cat([is_usable.long(), is_open.long(), *(tokens for _, tokens in drawn)]).tolist()
+    for i in range(len(rows)):
+        if not numbers[i]:
             failures.setdefault(i, InferenceFailed("the model gave no usable logits for the next token"))
+        elif not numbers[len(rows) + i]:
+            failures.setdefault(i, InferenceFailed("the model excludes every token that the grammar allows next"))
     token_ids = [0] * len(rows)
-    members = [i for part, _ in drawn for i in part]
-    for i, token_id in zip(members, numbers[len(rows) :], strict=True):
+    order = [i for part, _ in drawn for i in part]
+    for i, token_id in zip(order, numbers[2 * len(rows) :], strict=True):
         token_ids[i] = token_id
     logprobs = {i: _logprobs(share, token_ids[i], rows[i].params.logprobs or 0) for i, share in shares.items()}
-    return SampledTokens(token_ids, failures, logprobs)
+    return SampledTokens(token_ids, failures, logprobs, complete)
+
+
+def _masks(
+    rows: Sequence[SamplingRow], failures: dict[int, GenerationFailed]
+) -> tuple[dict[int, bytes], frozenset[int]]:
+    """What may be drawn, for each row that has a grammar, and the rows for which that is nothing: they are complete.
+
+    The masks have been found while the model computed, or nearly.
+    """
+    masks, complete = {}, set()
+    for i, row in enumerate(rows):
+        if row.constraint is None:
+            continue
+        try:
+            mask = row.constraint.wait()
+        except InferenceFailed as error:
+            failures[i] = error
+        else:
+            if row.constraint.is_complete:
+                complete.add(i)
+            else:
+                masks[i] = mask
+    return masks, frozenset(complete)
+
+
+def _bits(packed: Tensor, num_bits: int) -> Tensor:
+    """Shapes: (n, bytes) uint8 -> (n, num_bits) bool, the lowest bit of a byte first."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] >> places) & 1).flatten(1)[:, :num_bits].bool()
 
 
 def _logprobs(shares: Tensor, token_id: int, num_top: int) -> Logprobs:
@@ -211,10 +257,11 @@ def _draw_filtered(logits: Tensor, params: list[SamplingParams], points: list[fl
         # Between the two its shares are of more tokens than are looked at, and of fewer than all.
         if top_k <= NUM_LIKELIEST or top_k >= vocab_size:
             # With those that are as likely as the last one; in the order of their ids, as in the whole vocabulary.
-            likeliest = (scaled[i] >= least[i]).nonzero()[:, 0]
+            # None that is excluded: where a grammar leaves fewer than are looked at, those would be all of the others.
+            likeliest = ((scaled[i] >= least[i]) & (scaled[i] > float("-inf"))).nonzero()[:, 0]
             some = scaled[row, likeliest], probs[row, likeliest]
             chosen, are_all = _draw_sorted(*some, params[row], points[row])
-            chosen, is_certain = likeliest[chosen], bool(are_all)
+            chosen, is_certain = likeliest[chosen], bool(are_all) or least[i] == float("-inf")
         if not is_certain:
             chosen, _ = _draw_sorted(scaled[row], probs[row], params[row], points[row])
         drawn.append(chosen)

@@ -179,7 +179,8 @@ class Scheduler:
         for row in decodes:
             sequence = row.sequence
             num_left = sequence.params.max_tokens - len(sequence.output_ids) - 1
-            guesses = sequence.lookup.guess(sequence, min(limit, num_left))
+            # What may follow a guess is not known where there is a grammar.
+            guesses = [] if sequence.constraint else sequence.lookup.guess(sequence, min(limit, num_left))
             num_missing = num_blocks_for(sequence.num_tokens + len(guesses)) - len(sequence.blocks)
             if guesses and num_missing <= self.pool.num_free:
                 sequence.blocks += self.pool.take(max(0, num_missing))

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from worker.engine.constraints import Constraint
 from worker.engine.detokenizer import IncrementalDetokenizer
 from worker.engine.logprobs import HeldLogprobs
 from worker.engine.lookup import Lookup
@@ -53,6 +54,8 @@ class Sequence:
     detokenizer: IncrementalDetokenizer
     deadlines: Deadlines
     narrator: Narrator | None = None
+    client: str = ""  # the name of the API key that asks; empty where none is needed
+    constraint: Constraint | None = None  # what the answer may be, if not any text
     submitted_at: float = field(default_factory=time.monotonic)
 
     # set by Engine.cancel, from any thread; the next step ends the sequence
@@ -96,6 +99,16 @@ class Sequence:
     def num_tokens(self) -> int:
         """Prompt and output together."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def cost(self) -> int:
+        """The tokens that it may take, prompt and answer together."""
+        return len(self.prompt_ids) + self.params.max_tokens
+
+    @property
+    def num_unused(self) -> int:
+        """Of its cost, those that it has not taken. A prompt that has never had a slot was not computed."""
+        return self.cost - (self.num_tokens if self.scheduled_at is not None else 0)
 
     @property
     def usage(self) -> Usage:

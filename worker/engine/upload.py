@@ -16,6 +16,12 @@ def upload(numbers: Sequence[float], dtype: torch.dtype, device: torch.device) -
     return torch.tensor(numbers, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
+def upload_bytes(rows: Sequence[bytes], device: torch.device) -> Tensor:
+    """Bytes, (n, length) uint8, of rows of equal length. In one copy, as `upload`."""
+    numbers = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
+    return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
+
+
 def upload_parts(parts: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> Sequence[Tensor]:
     """The same for several lists, in one copy."""
     numbers = upload(list(itertools.chain(*parts)), dtype, device)

@@ -31,8 +31,13 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 def is_news(record: logging.LogRecord) -> bool:
     """A filter of gunicorn's own log: a client that was cut off for not reading is no error with a traceback.
 
-    The outcome line of its request says it.
+    The outcome line of its request says it. And what cannot be read as a request is left out of the line that says so:
+    a body whose length was not announced looks like a request line, and may be a prompt; a bad header may be a key.
     """
+    text, mark, _ = str(record.msg).partition("Invalid request from ip=")
+    if mark and not text:
+        ip = str(record.msg).removeprefix(mark).partition(": ")[0]
+        record.msg, record.args = f"{mark}{ip}: what it sent is not shown", None
     return not (record.exc_info and isinstance(record.exc_info[1], TimeoutError))
 
 
@@ -49,11 +54,13 @@ class Outcome:
     """How one request ended. Each request that was accepted has exactly one.
 
     Attributes:
+        client: The name of the API key that asked; empty where none is needed.
         outcome: `end`, `error` or `cancelled`.
         detail: The stop reason, the error code, or who cancelled.
     """
 
     request_id: str
+    client: str
     outcome: str
     detail: str
     usage: Usage
@@ -110,9 +117,10 @@ class RecordWriter:
     def _write_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.outcome, outcome.detail] += 1
         logger.info(
-            "request %s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
+            "request %s key=%s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
             "longest_gap_ms=%s total_ms=%.0f",
             outcome.request_id,
+            outcome.client or "-",
             outcome.outcome,
             outcome.detail,
             outcome.usage.prompt_tokens,

@@ -70,13 +70,18 @@ def native_sleep(seconds: float) -> None:
     _original("time", "sleep")(seconds)
 
 
-def native_spawn(arguments: list[str], environment: Mapping[str, str], stdout: int) -> int:
+def native_spawn(arguments: list[str], environment: Mapping[str, str], stdout: int, stdin: int | None = None) -> int:
     """Start a program with its output in a descriptor. gevent's `os.posix_spawn` and `subprocess` need a hub.
+
+    Args:
+        stdin: What it reads; None: what this process reads.
 
     Returns:
         The process id, for `native_waitpid`.
     """
     actions = [(os.POSIX_SPAWN_DUP2, stdout, 1)]
+    if stdin is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
     pid: int = _original("os", "posix_spawn")(arguments[0], arguments, environment, file_actions=actions)
     return pid
 

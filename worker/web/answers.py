@@ -1,16 +1,28 @@
 """From a validated request to its response, streamed or whole, for every API whose answer is one response."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from flask import Response, jsonify, request
 
-from worker.errors import GenerationFailed, UnknownModel
+from worker.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InferenceFailed,
+    InvalidRequest,
+    OutOfMemory,
+    UnknownModel,
+)
 from worker.events import End, Event, Failure
-from worker.job import Job, is_failure
+from worker.job import Job, OnDisconnect, is_failure
 from worker.request import GenerateRequest
-from worker.web.context import KEY_HEADER, context, start_jobs
+from worker.web.context import KEY_HEADER, OF_A_JOB, context, start_jobs
 from worker.web.sse import Translator, collect, event_stream_response, stream_job
+
+# What `respond` and `check_model` raise.
+OF_AN_ANSWER = (UnknownModel, *OF_A_JOB, InferenceFailed, OutOfMemory, DeadlineExceeded)
 
 
 class AnswerTranslator(Translator, Protocol):
@@ -32,6 +44,20 @@ def check_model(name: str | None) -> None:
         raise UnknownModel(f"the model {name!r} is not served here; this server has {served!r} (leave model out)")
 
 
+@contextmanager
+def naming(name_of: Callable[[str], str]) -> Iterator[None]:
+    """Refusals in this block name their fields as the client knows them.
+
+    Args:
+        name_of: From the name of a field in the internal vocabulary to that in the route's.
+    """
+    try:
+        yield
+    except InvalidRequest as refusal:
+        renamed = [replace(error, field=name_of(error.field)) for error in refusal.errors]
+        raise InvalidRequest(renamed) from refusal
+
+
 def respond(
     requests: list[GenerateRequest],
     translator_for: Callable[[list[Job]], AnswerTranslator],
@@ -39,12 +65,16 @@ def respond(
     is_streamed: bool,
     num_choices: int = 1,
     default_max_tokens: int | None = None,
+    on_disconnect: OnDisconnect = "cancel",
+    is_kept: bool = False,
 ) -> Response:
-    """Start the jobs of a request and answer with what they produce. The client's leaving cancels them.
+    """Start the jobs of a request and answer with what they produce.
 
     Args:
         requests: In the internal vocabulary; each gets `num_choices` answers.
         translator_for: Makes the translator for the jobs, which are in the order of `Jobs.start`.
+        on_disconnect: What the client's leaving does.
+        is_kept: Whether the jobs can be asked for again.
 
     Raises:
         KeyReused, NotReady, Overloaded, InvalidRequest: Before the first byte.
@@ -52,14 +82,16 @@ def respond(
     """
     shared = context()
     with shared.streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
-        jobs, headers = start_jobs(requests, "cancel", num_choices=num_choices, default_max_tokens=default_max_tokens)
-        is_kept = KEY_HEADER in request.headers
+        jobs, headers = start_jobs(
+            requests, on_disconnect, num_choices=num_choices, default_max_tokens=default_max_tokens
+        )
+        can_come_back = is_kept or KEY_HEADER in request.headers
         reader = shared.jobs.read(jobs)
         place.take(reader)
 
         def close() -> None:
             place.close()
-            if not is_kept:  # nobody can ask for it again: these APIs have no resume
+            if not can_come_back:  # nobody can ask for it again: these APIs have no resume
                 for job in jobs:
                     shared.jobs.forget_unread(job)
 

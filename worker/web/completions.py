@@ -8,9 +8,11 @@ from pydantic import Discriminator, Field, Tag
 from worker.events import Token, TokenLogprob
 from worker.job import Job
 from worker.request import MAX_TOP_LOGPROBS, TAG_PREFIX, GenerateRequest, TokenIds
-from worker.web.answers import check_model, respond
-from worker.web.context import context, read_body
+from worker.web.answers import OF_AN_ANSWER, check_model, respond
+from worker.web.context import IDEMPOTENCY_KEY, context, read_body
+from worker.web.description import describes
 from worker.web.openai import OpenAIFields, OpenAITranslator
+from worker.web.openai_answers import OpenAIErrorEvent, TextCompletion, TextCompletionChunk
 
 blueprint = Blueprint("completions", __name__)
 
@@ -43,8 +45,13 @@ class CompletionRequest(OpenAIFields):
     """Body of `POST /v1/completions`."""
 
     prompt: Prompts
+    """What is continued: a text, several, the token ids of one, or those of several."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The longest answer, in tokens. Default: 16, as far as the context leaves them."""
     echo: bool = False
+    """Whether the answer begins with the prompt. Not with `logprobs`."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """How many of the likeliest tokens are told with each token, and how likely they were. Default: nothing is told."""
 
     @property
     def num_logprobs(self) -> int | None:
@@ -124,6 +131,15 @@ def _choice(
 
 
 @blueprint.post("/v1/completions")
+@describes(
+    "OpenAI",
+    body=CompletionRequest,
+    answers={200: TextCompletion},
+    events=TextCompletionChunk | OpenAIErrorEvent,
+    raises=OF_AN_ANSWER,
+    parameters=(IDEMPOTENCY_KEY,),
+    example={"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+)
 def completions() -> Response:
     """Continue texts."""
     body = read_body(CompletionRequest)

@@ -6,24 +6,45 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flask import current_app, request
+from flask import current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.body import Body, parse_body
 from worker.engine.engine import Engine
-from worker.errors import BodyTimeout, BodyTooLarge, FieldError, InvalidRequest
+from worker.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    KeyReused,
+    NotReady,
+    Overloaded,
+    RateLimited,
+)
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
 from worker.observe.log import RecordWriter
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
+from worker.web.auth import client
 from worker.web.patience import body_within
 from worker.web.sse import OpenStreams
 
 EXTENSION = "endstop"
 KEY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
+IDEMPOTENCY_KEY = {
+    "name": KEY_HEADER,
+    "in": "header",
+    "description": (
+        "Names the request: sent again with the same key and body it gets the job that the first one made. A UUID is "
+        "good."
+    ),
+    "schema": {"type": "string", "maxLength": MAX_KEY_CHARACTERS, "pattern": "^[ -+\\--~]+$"},
+}
+# What `start_jobs` raises, and no place among the streams.
+OF_A_JOB = (KeyReused, Overloaded, RateLimited, NotReady)
 # Of a body that is there already, a greenlet would read all and parse all before anybody else gets a turn: 15 ms for
 # each of 2 MB, and two dozen may come at once.
 PIECE_BYTES = 131_072
@@ -115,11 +136,12 @@ def start_jobs(
     """The jobs that the current request asks for, and headers that say if an earlier one has made them.
 
     Raises:
-        KeyReused, NotReady, Overloaded, InvalidRequest: As `Jobs.start_once`.
+        KeyReused, NotReady, Overloaded, RateLimited, InvalidRequest: As `Jobs.start_once`.
     """
     jobs = context().jobs
     key = request.headers.get(KEY_HEADER)
-    asked: Any = {"num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    asked: Any = {"client": client(), "num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    g.is_generating = True  # its answer says what the client has left
     if key is None:
         return jobs.start(requests, on_disconnect, **asked), {}
     # Two headers come as one with a comma between.

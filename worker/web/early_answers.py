@@ -1,8 +1,8 @@
 """HTTP answers to what never reaches the app: bytes that are no request, and requests that no thread is spared for.
 
-In the shape of every other refusal (worker.web.refusals). Whether the route would have been one of OpenAI's is not
-known yet, or not worth the look, so the object has the fields of both. Imports no Flask: gunicorn imports this before
-gevent has patched anything.
+In the shape of every other refusal (worker.web.refusals). Whether the route would have been one of OpenAI's or of
+Anthropic's is not known yet, or not worth the look, so the object has the fields of all. Imports no Flask: gunicorn
+imports this before gevent has patched anything.
 """
 
 import json
@@ -15,9 +15,8 @@ from worker.errors import RequestError
 def encode_answer(status: int, reason: str, code: str, message: str, retry_after_s: int | None = None) -> bytes:
     """Head and body. The connection is closed behind it."""
     kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-    body = (
-        json.dumps({"error": {"code": code, "message": message, "type": kind, "param": None}}).encode("ascii") + b"\n"
-    )
+    error = {"code": code, "message": message, "type": kind, "param": None}
+    body = json.dumps({"type": "error", "error": error}).encode("ascii") + b"\n"
     head = [f"HTTP/1.1 {status} {reason}", "Connection: close", "Content-Type: application/json"]
     if retry_after_s is not None:
         head.append(f"Retry-After: {retry_after_s}")

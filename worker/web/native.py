@@ -4,18 +4,46 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from worker.errors import FieldError, InvalidRequest
+from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started
 from worker.job import Job, JobReader
 from worker.request import GenerateRequest
-from worker.web.context import context, read_body, start_jobs
-from worker.web.sse import HEADERS, Place, encode_data, event_stream_response, logprob_fields, stream_job, usage_fields
+from worker.web.auth import client
+from worker.web.context import IDEMPOTENCY_KEY, OF_A_JOB, context, read_body, start_jobs
+from worker.web.description import describes, path_parameter
+from worker.web.native_answers import JobCreated, JobEvent, JobState
+from worker.web.sse import (
+    DONE,
+    HEADERS,
+    Place,
+    encode_data,
+    event_stream_response,
+    logprob_fields,
+    stream_job,
+    usage_fields,
+)
 
 blueprint = Blueprint("native", __name__)
+
+JOB_ID = path_parameter("job_id", "The job, as `POST /v1/jobs` has named it.")
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The number of the last event that the client has; the answer begins behind it.",
+    "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
+}
+LAST_EVENT_ID_IN_QUERY = LAST_EVENT_ID | {
+    "name": "last_event_id",
+    "in": "query",
+    "description": "The same, for clients that cannot set headers.",
+}
+EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
 
 
 class NativeTranslator:
     """Events in the words of the stream contract, section 2."""
+
+    done = DONE
 
     def encode(self, number: int, event: Event) -> bytes:
         return b"id: %d\n" % number + encode_data(_payload(event))
@@ -69,6 +97,14 @@ def _payload(event: Event) -> dict[str, Any]:
 
 @blueprint.post("/v1/jobs")
 @blueprint.post("/v1/inference")
+@describes(
+    "Jobs",
+    body=GenerateRequest,
+    answers={202: JobCreated},
+    raises=OF_A_JOB,
+    parameters=(IDEMPOTENCY_KEY,),
+    example=EXAMPLE,
+)
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
     [job], headers = start_jobs([read_body(GenerateRequest)], "continue")
@@ -79,9 +115,15 @@ def create_job() -> tuple[Response, int]:
 
 @blueprint.get("/v1/jobs/<job_id>/stream")
 @blueprint.get("/v1/inference/<job_id>/stream")
+@describes(
+    "Jobs",
+    events=JobEvent,
+    raises=(InvalidRequest, UnknownJob, Overloaded),
+    parameters=(JOB_ID, LAST_EVENT_ID, LAST_EVENT_ID_IN_QUERY),
+)
 def stream_existing(job_id: str) -> Response:
     """The events of a job, from the start or behind the last one that the client has."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
         return Response(mimetype="text/event-stream", headers=HEADERS)
     with context().streams.reserve() as place:
@@ -90,21 +132,31 @@ def stream_existing(job_id: str) -> Response:
 
 @blueprint.get("/v1/jobs/<job_id>")
 @blueprint.get("/v1/inference/<job_id>")
+@describes("Jobs", answers={200: JobState}, raises=(UnknownJob,), parameters=(JOB_ID,))
 def show_job(job_id: str) -> Response:
     """State, usage and outcome of a job."""
-    return jsonify(_status(context().jobs.get(job_id)))
+    return jsonify(_status(context().jobs.get(job_id, client())))
 
 
 @blueprint.delete("/v1/jobs/<job_id>")
 @blueprint.delete("/v1/inference/<job_id>")
+@describes("Jobs", answers={200: JobState}, raises=(UnknownJob,), parameters=(JOB_ID,))
 def cancel_job(job_id: str) -> Response:
     """Cancel a job. Idempotent: an ended one stays as it ended."""
-    job = context().jobs.get(job_id)
+    job = context().jobs.get(job_id, client())
     job.cancel("delete")
     return jsonify(_status(job))
 
 
 @blueprint.post("/execute")
+@describes(
+    "Jobs",
+    body=GenerateRequest,
+    events=JobEvent,
+    raises=OF_A_JOB,
+    parameters=(IDEMPOTENCY_KEY,),
+    example=EXAMPLE,
+)
 def execute() -> Response:
     """Create a job and stream it in one call."""
     body = read_body(GenerateRequest)
@@ -123,12 +175,13 @@ def _stream(reader: JobReader, place: Place) -> Response:
 
 
 def _last_event_id() -> int:
-    text = request.headers.get("Last-Event-ID") or request.args.get("last_event_id")
-    if not text:
-        return -1
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise InvalidRequest([FieldError("last_event_id", "integer", f"must be the id of an event, not {text[:80]!r}")])
-    return int(text)
+    """By header or query. A client that has both has reconnected by itself, with the header."""
+    found = [text for text in (request.headers.get("Last-Event-ID"), request.args.get("last_event_id")) if text]
+    for text in found:
+        if not (text.isascii() and text.isdigit()) or len(text) > 18:
+            message = f"must be the id of an event, not {text[:80]!r}"
+            raise InvalidRequest([FieldError("last_event_id", "integer", message)])
+    return int(found[0]) if found else -1
 
 
 def _status(job: Job) -> dict[str, Any]:

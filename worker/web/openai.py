@@ -15,11 +15,13 @@ from pydantic import Field
 from worker.errors import UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
-from worker.request import SamplingFields, StrictModel
+from worker.request import MaxTokens, SamplingFields, StrictModel
 from worker.web.answers import failure_of
 from worker.web.context import Context, context
+from worker.web.description import describes, path_parameter
+from worker.web.openai_answers import Model, ModelList
 from worker.web.refusals import openai_error, openai_kind
-from worker.web.sse import encode_data, usage_fields
+from worker.web.sse import DONE, encode_data, usage_fields
 
 blueprint = Blueprint("openai", __name__)
 
@@ -36,16 +38,24 @@ class StreamOptions(StrictModel):
     """OpenAI's `stream_options`."""
 
     include_usage: bool = False
+    """Whether the last chunk has the counts of tokens. Every other chunk then has `usage: null`."""
 
 
 class OpenAIFields(SamplingFields):
     """What the bodies of both routes share."""
 
     model: str | None = None
+    """The model that is served, or nothing."""
+    max_tokens: MaxTokens | None = None
+    """The longest answer, in tokens. Prompt and answer share the context, and the default is what the prompt leaves."""
     stream: bool = False
+    """Whether the answer comes in chunks as it is generated."""
     stream_options: StreamOptions | None = None
+    """Only with `stream: true`."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    user: str | None = None  # an opaque tag for the caller's own records; nothing here depends on it
+    """How many answers each prompt gets. With a seed, the next answer has the next seed."""
+    user: str | None = None
+    """A tag for the caller's own records; nothing depends on it."""
 
     @property
     def include_usage(self) -> bool:
@@ -54,14 +64,15 @@ class OpenAIFields(SamplingFields):
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
+        found = super().conflicts(data)
         if "stream_options" in data and data.get("stream") is not True:
-            return ["stream_options is only allowed with stream: true"]
-        return []
+            found.append("stream_options is only allowed with stream: true")
+        return found
 
     def internal_fields(self) -> dict[str, Any]:
         """What needs no translation."""
         fields = {name: getattr(self, name) for name in SamplingFields.model_fields}
-        return fields | {"logprobs": self.num_logprobs}
+        return fields | {"max_tokens": self.max_tokens, "logprobs": self.num_logprobs}
 
 
 class OpenAITranslator(ABC):
@@ -70,6 +81,7 @@ class OpenAITranslator(ABC):
     Which choice an event belongs to is the number that comes with it.
     """
 
+    done = DONE
     id_prefix: str
     chunk_object: str
     whole_object: str
@@ -159,12 +171,19 @@ class OpenAITranslator(ABC):
 
 
 @blueprint.get("/v1/models")
+@describes("OpenAI", answers={200: ModelList})
 def models() -> Response:
     """The one model that is served."""
     return jsonify(object="list", data=[_model(context())])
 
 
 @blueprint.get("/v1/models/<path:name>")
+@describes(
+    "OpenAI",
+    answers={200: Model},
+    raises=(UnknownModel,),
+    parameters=(path_parameter("name", "As `/v1/models` has it. It may hold slashes."),),
+)
 def model(name: str) -> Response:
     """That model, by its name."""
     shared = context()

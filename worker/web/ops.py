@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Iterator
+from typing import Annotated, Literal, NotRequired
 
 from flask import Blueprint, Response, jsonify
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from worker.engine.admission import EngineState
 from worker.engine.engine import Engine
 from worker.errors import SHUTTING_DOWN, NotReady, Overloaded
 from worker.web.context import context
+from worker.web.description import describes
 from worker.web.refusals import RETRY_FAILED_S
 from worker.web.sse import DONE, PING, encode_data, event_stream_response
 
@@ -17,7 +21,44 @@ blueprint = Blueprint("ops", __name__)
 PROGRESS_TICK_S = 0.1
 
 
+class Alive(TypedDict):
+    """The server lives."""
+
+    status: Literal["ok"]
+
+
+class Dead(TypedDict):
+    """The generation thread does not come back."""
+
+    status: Literal["dead"]
+    reason: str
+
+
+class Ready(TypedDict):
+    """A request would be accepted now."""
+
+    state: Literal["READY"]
+    model: str
+
+
+class Unready(TypedDict):
+    """A request would be refused now."""
+
+    state: Literal["LOADING", "FULL", "DRAINING", "DEAD"]
+    reason: str
+
+
+class Loading(TypedDict):
+    """How far loading is; in the last event, how it ended."""
+
+    state: Literal["LOADING", "READY", "DRAINING", "DEAD"]
+    phase: NotRequired[str]
+    fraction: NotRequired[Annotated[float, Field(description="From 0 to 1 over all phases.")]]
+    reason: NotRequired[Annotated[str, Field(description="Why there is no model.")]]
+
+
 @blueprint.get("/health")
+@describes("Server", answers={200: Alive, 503: Dead})
 def health() -> tuple[Response, int]:
     """Liveness: 200 while the generation thread makes progress, is idle or loads."""
     reason = context().engine.liveness()
@@ -28,6 +69,7 @@ def health() -> tuple[Response, int]:
 
 @blueprint.get("/ready")
 @blueprint.get("/v1/ready")
+@describes("Server", answers={200: Ready, 503: Unready})
 def ready() -> tuple[Response, int] | tuple[Response, int, dict[str, str]]:
     """Readiness: 200 only when a request would be accepted now."""
     shared = context()
@@ -44,6 +86,7 @@ def ready() -> tuple[Response, int] | tuple[Response, int, dict[str, str]]:
 
 
 @blueprint.get("/v1/loading/progress")
+@describes("Server", events=Loading, raises=(Overloaded,))
 def loading_progress() -> Response:
     """Server-Sent Events while the model loads. Ends by itself when it is ready or cannot be loaded."""
     shared = context()

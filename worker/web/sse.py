@@ -57,8 +57,20 @@ def encode_data(payload: object) -> bytes:
     return b"data: " + json.dumps(payload, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
+def encode_event(payload: dict[str, Any]) -> bytes:
+    """An event that names its own type twice, as clients of some formats need it."""
+    kind: str = payload["type"]
+    return b"event: " + kind.encode("ascii") + b"\n" + encode_data(payload)
+
+
 class Translator(Protocol):
-    """One wire format."""
+    """One wire format.
+
+    Attributes:
+        done: What follows the terminal event, in formats where something does.
+    """
+
+    done: bytes
 
     def encode(self, number: int, event: Event) -> bytes:
         """The bytes of one event; empty if the format has nothing for it.
@@ -94,7 +106,7 @@ class EventReader(Protocol):
 
 
 def stream_job(reader: EventReader, translator: Translator, engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
-    """The bytes of a job's stream: events as they come, pings while none do, one terminal, `[DONE]`.
+    """The bytes of a job's stream: events as they come, pings while none do, one terminal, what the format adds.
 
     This is the generator that a response iterates.
 
@@ -121,10 +133,11 @@ def stream_job(reader: EventReader, translator: Translator, engine: Engine, keep
                 one.cancel("engine")
             error = InferenceFailed("the answer could not be encoded; the server's log has the details")
             usage = job.status().usage
-            yield translator.encode(batch[0][0], failure_event(error, usage)) + DONE
+            yield translator.encode(batch[0][0], failure_event(error, usage)) + translator.done
             return
         yield data or PING  # an event that this format does not show is a sign of life all the same
-    yield DONE
+    if translator.done:
+        yield translator.done
 
 
 class StreamBody:

@@ -1,0 +1,28 @@
+"""docs/api.md says of each field of each API what the schemas say of it."""
+
+import json
+
+import pytest
+
+from tests.api_table import APIS, PAGE, Api, written
+from worker.body import parse_body
+from worker.errors import InvalidRequest
+
+
+def test_the_page_is_as_the_schemas_are() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == written(page), "run python -m tests.api_table"
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_every_field_of_the_api_is_in_its_table(api: Api) -> None:
+    """What its clients can send is either taken or refused with a reason."""
+    assert set(api.refused) == (api.known or set()) - set(api.body.model_fields)
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_what_the_table_calls_refused_is_refused_by_name(api: Api) -> None:
+    for name in api.refused:
+        with pytest.raises(InvalidRequest) as refusal:
+            parse_body(api.body, json.dumps({name: "x"}).encode())
+        assert name in [error.field for error in refusal.value.errors if error.constraint == "unknown_field"]
