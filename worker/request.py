@@ -111,14 +111,19 @@ Prompt = Annotated[
 ]
 
 
-def _json_object(text: str) -> str:
+def is_json_object(text: str) -> bool:
+    """Whether a text is a JSON object that can be written again: Python reads more than that."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a model could read
-        is_object = isinstance(value, dict)
+        # Half of a surrogate pair is no text that a model could read, and NaN and 1e999 are no numbers of JSON.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+        return False
+    return isinstance(value, dict)
+
+
+def _json_object(text: str) -> str:
+    if not is_json_object(text):
         raise PydanticCustomError("json_object", "must be the text of a JSON object")
     return text
 

@@ -42,6 +42,12 @@ _ANSWERS = [
         "test_of_several_calls_one_that_is_cut_makes_none_complete",
     ),
     answer(
+        "a call whose arguments are no JSON is not complete",
+        "        if is_json_object(given):\n",
+        "        if True:\n",
+        "test_a_call_whose_arguments_are_no_json_is_not_complete",
+    ),
+    answer(
         "a special token that is no part of a call is not shown",
         "                if mark in self._format.special_marks:\n",
         "                if False:\n",
@@ -49,7 +55,7 @@ _ANSWERS = [
     ),
     answer(
         "if there may be one call the answer is over behind it",
-        "        return self._num_ended > 0 and not self._format.has_many_calls\n",
+        "        return self._num_begun > 0 and not self._format.has_many_calls\n",
         "        return False\n",
         "test_if_there_may_be_one_call_the_answer_is_over_behind_it",
     ),

@@ -393,3 +393,20 @@ def test_a_call_is_answered_and_goes_on() -> None:
             forced = client.messages.create(**ask, messages=[asked], tool_choice={"type": "tool", "name": "Weather"})
             assert [block.type for block in forced.content if block.type != "thinking"] == ["tool_use"]
             assert forced.stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize("behind", ["", "\nAnd more."])
+def test_a_call_whose_arguments_are_no_json_is_not_in_the_whole_answer(behind: str) -> None:
+    """A model may write what it likes, and a client may not be answered 500 for it."""
+    ask = RAW | {"max_tokens": 200, "tools": [{"name": "Weather", "input_schema": SCHEMA}]}
+    call = '<tool_call>\n{"name": "Weather", "arguments": {city: Rome}}\n</tool_call>' + behind
+    with speaking_app(templates.QWEN3) as app:
+        whole = app.test_client().post("/v1/messages", json=ask | {"messages": [say(call)]})
+        assert whole.status_code == 200, whole.text
+        assert [block.get("text") for block in whole.get_json()["content"]] == ["And more."] * bool(behind)
+        assert whole.get_json()["stop_reason"] == "end_turn"
+        body = ask | {"messages": [say(call)], "stream": True}
+        events = events_in(app.test_client().post("/v1/messages", json=body).data)
+        assert assert_told_once(events)["type"] == "message_stop"
+        stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
+        assert stops == [0, 1][: 1 + bool(behind)]

@@ -422,6 +422,7 @@ class MessagesTranslator:
         self._content: list[dict[str, Any]] = []
         self._is_open = False  # the last block is being written
         self._pieces: list[str] = []  # of what it says
+        self._cut_calls: set[int] = set()  # the blocks of calls that never were complete, by their place
         self._is_streamed = True
         self._encoded: list[bytes] = []
 
@@ -456,15 +457,13 @@ class MessagesTranslator:
         end = events[-1][1]
         assert isinstance(end, End)
         reason = self._end(end)
+        # A call without all of its arguments is nothing to be called.
+        self._content = [block for i, block in enumerate(self._content) if i not in self._cut_calls]
         return self._message(end.usage, reason, end.stop_sequence_matched)
 
     def _end(self, end: End) -> str:
         """End the last block, and say why it is the last."""
         self._write(self._parser.flush())
-        if self._is_in("tool_use"):  # it has not said that it is complete
-            self._pieces = ["{}"]
-            self._stop()
-            self._content.pop()  # of the whole answer: a call without all of its arguments is nothing to be called
         self._stop()
         match end.stop_reason:
             case StopReason.MAX_TOKENS if end.usage.completion_tokens < self._max_tokens:
@@ -495,7 +494,7 @@ class MessagesTranslator:
                     self._pieces.append(part.text)
                     self._delta({"type": "input_json_delta", "partial_json": part.text})
                 case CallEnded():
-                    self._stop()
+                    self._stop(is_complete=True)
 
     def _is_in(self, kind: str) -> bool:
         return self._is_open and self._content[-1]["type"] == kind
@@ -509,15 +508,21 @@ class MessagesTranslator:
     def _delta(self, delta: dict[str, Any]) -> None:
         self._emit("content_block_delta", index=len(self._content) - 1, delta=delta)
 
-    def _stop(self) -> None:
-        """End the open block, if there is one."""
+    def _stop(self, *, is_complete: bool = False) -> None:
+        """End the open block, if there is one.
+
+        Args:
+            is_complete: Of a call: whether it has said that it is.
+        """
         if not self._is_open:
             return
         self._is_open = False
         block, text = self._content[-1], "".join(self._pieces)
         match block["type"]:
-            case "tool_use":
+            case "tool_use" if is_complete:
                 block["input"] = json.loads(text)
+            case "tool_use":
+                self._cut_calls.add(len(self._content) - 1)
             case kind:
                 block[kind] = text
         self._emit("content_block_stop", index=len(self._content) - 1)
