@@ -94,8 +94,8 @@ _STREAMS = [
     ),
     context(
         "who names a key means to come back",
-        '    found, are_known = jobs.start_once(key, requests, "continue", **asked)\n',
-        "    found, are_known = jobs.start_once(key, requests, on_disconnect, **asked)\n",
+        '    found, are_known = jobs.start_once(key, requests, "continue", body=body, **asked)\n',
+        "    found, are_known = jobs.start_once(key, requests, on_disconnect, body=body, **asked)\n",
         "test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
 ]
