@@ -35,7 +35,6 @@ from worker.request import (
     Tool,
     ToolCall,
     ToolFields,
-    ToolName,
     ToolParameters,
 )
 from worker.web.answers import OF_AN_ANSWER, check_model, failure_of, naming, respond
@@ -89,6 +88,12 @@ Texts = Annotated[
 ]
 
 
+# What a tool has given back may be nothing, in Anthropic's API too.
+AnyTexts = Annotated[
+    Annotated[str, Tag("=text")] | Annotated[list[TextBlock], Tag("=list")], Discriminator(_text_or_list)
+]
+
+
 class ThinkingBlock(StrictModel):
     """Something that the model has said to itself."""
 
@@ -113,7 +118,7 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: Annotated[str, Field(min_length=1)]
-    content: Texts | None = None
+    content: AnyTexts | None = None
     is_error: bool = False  # the content says what went wrong; templates have no other place for it
     toolset_name: None = None
 
@@ -177,7 +182,7 @@ class FunctionTool(StrictModel):
     """A tool of the client's own. There are no others."""
 
     type: Literal["custom"] | None = None
-    name: ToolName
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]  # Anthropic's limit is twice OpenAI's
     description: str | None = None
     input_schema: ToolParameters
     strict: bool | None = None
@@ -240,7 +245,7 @@ class MessagesFields(StrictModel):
     """The model that is served."""
     messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation that is answered: text, calls, what they gave back, thinking. The last is not the model's."""
-    system: Texts | None = None
+    system: AnyTexts | None = None
     """A system message in front of the conversation."""
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, default_factory=list)]
     """Functions that the model may call. There are no tools of the server's own."""
@@ -274,7 +279,7 @@ class MessagesFields(StrictModel):
 
     def conversation_fields(self) -> dict[str, Any]:
         """What of the internal vocabulary says how long a prompt is."""
-        system = [] if self.system is None else [_message("system", _text_of(self.system))]
+        system = [_message("system", _text_of(self.system))] if self.system not in (None, []) else []
         fields: dict[str, Any] = {"messages": system + [one for each in self.messages for one in _messages_of(each)]}
         if self.tools:
             is_parallel = self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use

@@ -29,6 +29,11 @@ RETRY_FAILED_S = 10
 _OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
 
 
+# Anthropic's code where a conversation cannot be kept on the server. Its clients then send all of it, as ever; the
+# `tool_runner` of its Python SDK asks first.
+_NO_THREADS = "thread_unsupported_request"
+
+
 class AnthropicDetails(TypedDict):
     """The cause."""
 
@@ -122,6 +127,8 @@ def _in_openai_shape(status: int, code: str, message: str, fields: Sequence[Fiel
 
 
 def _in_anthropic_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
+    if any(error.field == "thread" for error in fields):
+        code = _NO_THREADS
     return anthropic_error(message, status, code)
 
 
