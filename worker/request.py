@@ -7,8 +7,9 @@ bytes. Pure: no I/O, any thread.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,12 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's
 MAX_TOOLS = 128  # OpenAI's
 MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
+
+# Why several APIs' fields are refused.
+TEXT_ONLY = "the model reads and writes text"
+NO_CONTROL = "the model has no such control"
+NOT_ELSEWHERE = "nothing is sent elsewhere"
+IS_AUTOMATIC = "prompts that begin alike share what was computed, without being asked"
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _ListOfStops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
@@ -78,6 +85,10 @@ class StrictModel(BaseModel):
 
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    # Fields that the API has elsewhere, and why they are refused here. Typed clients send null for all that was not
+    # set, and null asks for nothing: those alone are let through.
+    refused: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """OpenAI's chat completions. A translation and no logic of its own."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response
 from pydantic import Field
@@ -8,7 +9,17 @@ from pydantic import Field
 from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
 from worker.events import Token
 from worker.job import Job
-from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages, ToolFields
+from worker.request import (
+    IS_AUTOMATIC,
+    MAX_TOP_LOGPROBS,
+    NO_CONTROL,
+    NOT_ELSEWHERE,
+    TEXT_ONLY,
+    GenerateRequest,
+    MaxTokens,
+    Messages,
+    ToolFields,
+)
 from worker.web.answers import OF_AN_ANSWER, check_model, naming, respond
 from worker.web.context import IDEMPOTENCY_KEY, read_body
 from worker.web.description import describes
@@ -21,6 +32,24 @@ blueprint = Blueprint("chat_completions", __name__)
 
 class ChatCompletionRequest(ToolFields, OpenAIFields):
     """Body of `POST /v1/chat/completions`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "audio": TEXT_ONLY,
+        "function_call": "replaced by `tool_choice`, in OpenAI's API too",
+        "functions": "replaced by `tools`, in OpenAI's API too",
+        "modalities": TEXT_ONLY,
+        "moderation": NOT_ELSEWHERE,
+        "prediction": "guesses are taken from the text itself (`ENDSTOP_SPECULATION`)",
+        "prompt_cache_key": IS_AUTOMATIC,
+        "prompt_cache_options": IS_AUTOMATIC,
+        "prompt_cache_retention": IS_AUTOMATIC,
+        "reasoning_effort": NO_CONTROL,
+        "safety_identifier": "`user` is the caller's own tag",
+        "service_tier": "there is one",
+        "store": "an answer is kept for its reader, no longer",
+        "verbosity": NO_CONTROL,
+        "web_search_options": NOT_ELSEWHERE,
+    }
 
     messages: Messages
     """The conversation that is answered, as the model's chat template writes it."""

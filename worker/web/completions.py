@@ -1,6 +1,7 @@
 """OpenAI's completions, the older API: texts are continued. A translation and no logic of its own."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response
 from pydantic import Discriminator, Field, Tag
@@ -43,6 +44,11 @@ Prompts = Annotated[
 
 class CompletionRequest(OpenAIFields):
     """Body of `POST /v1/completions`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "best_of": "answers are not ranked; `n` gives several",
+        "suffix": "the model continues texts and does not fill gaps",
+    }
 
     prompt: Prompts
     """What is continued: a text, several, the token ids of one, or those of several."""
