@@ -123,6 +123,8 @@ Prompt = Annotated[
 
 
 def _json_object(text: str) -> str:
+    if not text:  # what clients have that join the pieces of a stream, if a call without arguments had none
+        return "{}"
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a model could read
@@ -169,9 +171,9 @@ class Message(StrictModel):
     tool_call_id: Annotated[str | None, Field(validate_default=True)] = None
     reasoning_content: str | None = None
     content: Annotated[Content | None, Field(validate_default=True)] = None
-    # Fields of an answer that say nothing when they are null, and are nothing here when they say something.
+    # Fields of an answer that say nothing when they are null or empty, and are nothing here when they say something.
     refusal: None = None
-    annotations: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
     parsed: Any = None  # the content once more, which the parse helpers of openai-python add

@@ -1,7 +1,7 @@
 """OpenAI's chat completions. A translation and no logic of its own."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from flask import Blueprint, Response
 from pydantic import Field
@@ -37,16 +37,11 @@ class ChatCompletionRequest(ToolFields, OpenAIFields):
         "audio": TEXT_ONLY,
         "function_call": "replaced by `tool_choice`, in OpenAI's API too",
         "functions": "replaced by `tools`, in OpenAI's API too",
-        "modalities": TEXT_ONLY,
         "moderation": NOT_ELSEWHERE,
         "prediction": "guesses are taken from the text itself (`ENDSTOP_SPECULATION`)",
-        "prompt_cache_key": IS_AUTOMATIC,
         "prompt_cache_options": IS_AUTOMATIC,
         "prompt_cache_retention": IS_AUTOMATIC,
         "reasoning_effort": NO_CONTROL,
-        "safety_identifier": "`user` is the caller's own tag",
-        "service_tier": "there is one",
-        "store": "an answer is kept for its reader, no longer",
         "verbosity": NO_CONTROL,
         "web_search_options": NOT_ELSEWHERE,
     }
@@ -61,6 +56,16 @@ class ChatCompletionRequest(ToolFields, OpenAIFields):
     """How many of the likeliest tokens are told with each token. Only with `logprobs: true`."""
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     """For the caller's own records; nothing depends on it."""
+    safety_identifier: str | None = None
+    """OpenAI's newer name of `user`; nothing depends on it."""
+    prompt_cache_key: str | None = None
+    """Nothing depends on it: prompts that begin alike share what was computed, without being asked."""
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    """The model reads and writes text."""
+    service_tier: Literal["auto", "default"] = "auto"
+    """There is one."""
+    store: Literal[False] = False
+    """An answer is kept for its reader, no longer."""
 
     @property
     def num_logprobs(self) -> int | None:

@@ -46,7 +46,6 @@ class CompletionRequest(OpenAIFields):
     """Body of `POST /v1/completions`."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        "best_of": "answers are not ranked; `n` gives several",
         "suffix": "the model continues texts and does not fill gaps",
     }
 
@@ -58,6 +57,8 @@ class CompletionRequest(OpenAIFields):
     """Whether the answer begins with the prompt. Not with `logprobs`."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """How many of the likeliest tokens are told with each token, and how likely they were. Default: nothing is told."""
+    best_of: int | None = None
+    """Of how many answers the best `n` are given: of as many, for answers are not ranked."""
 
     @property
     def num_logprobs(self) -> int | None:
@@ -68,6 +69,8 @@ class CompletionRequest(OpenAIFields):
         found = super().conflicts(data)
         if data.get("echo") is True and "logprobs" in data:
             found.append("echo and logprobs do not go together: those of a prompt are not computed; leave one out")
+        if "best_of" in data and data["best_of"] != (num_answers := data.get("n", 1)):
+            found.append(f"best_of is only allowed as n, {num_answers!r:.10}: answers are not ranked; leave it out")
         return found
 
     @property
