@@ -275,8 +275,8 @@ def test_messages_that_are_refused(messages: Any, fields: list[str]) -> None:
 
 def test_a_call_without_arguments_has_none() -> None:
     """Clients that join what was streamed have an empty text then."""
-    (message,) = parse(messages=[CALLED | {"tool_calls": [called_with("")]}]).messages or ()
-    (call,) = message.tool_calls or ()
+    (message,) = parse(messages=[CALLED | {"tool_calls": [called_with("")]}]).messages or []
+    (call,) = message.tool_calls or []
     assert call.arguments == {}
 
 

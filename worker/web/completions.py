@@ -129,7 +129,8 @@ class TextTranslator(OpenAITranslator):
             "text_offset": offsets,
             "token_logprobs": [one.drawn.logprob for one in found],
             "tokens": [one.drawn.token for one in found],
-            "top_logprobs": [{each.token: each.logprob for each in one.top} for one in found],
+            # The likeliest, and the one that was drawn if it is none of them.
+            "top_logprobs": [{each.token: each.logprob for each in (*one.top, one.drawn)} for one in found],
         }
 
 
