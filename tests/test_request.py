@@ -336,7 +336,9 @@ def test_an_answer_of_a_given_form_has_no_place_for_calls(form: str) -> None:
     def conflicts(**fields: Any) -> list[str]:
         return GenerateRequest.conflicts({"messages": HELLO, "tools": [WEATHER], **fields})
 
-    assert form in conflicts(**{form: {"type": "json_object"}})[0]
+    assert form in conflicts(**{form: {"type": "json_object"}}, tool_choice="required")[0]
+    if form != "response_format":  # an answer is that, or calls
+        assert form in conflicts(**{form: {"type": "json_object"}})[0]
     assert conflicts(**{form: {"type": "json_object"}}, tool_choice="none") == []
     assert conflicts(**{form: {"type": "text"}}) == []
     assert GenerateRequest.conflicts({"messages": HELLO, form: {"type": "json_object"}}) == []

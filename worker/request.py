@@ -419,9 +419,11 @@ class ToolFields(StrictModel):
         if wanted and wanted[0] not in names:
             found.append(f"tool_choice names {wanted[0]!r:.70}, which is none of the tools; add it or name another")
         if choice != "none":
+            has_to_call = choice == "required" or bool(wanted)
             found += [
                 f"{name} and tools do not go together; leave one out, or set tool_choice to none"
                 for name in _structures_in(data)
+                if has_to_call or name != "response_format"  # of this and calls, the answer is one or the other
             ]
         if choice == "required" or wanted:
             found += _cuts_in(data, "tool_choice")
