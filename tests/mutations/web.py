@@ -344,6 +344,12 @@ _REQUESTS = [
         "test_nesting_has_a_limit_of_its_own_which_is_named",
     ),
     bytes_in(
+        "null for a refused field asks for nothing",
+        "    known = schema.model_fields.keys() | schema.refused.keys()\n",
+        "    known = schema.model_fields.keys()\n",
+        "tests/test_api_table.py::test_null_for_a_refused_field_asks_for_nothing",
+    ),
+    bytes_in(
         "a field that is there twice is refused",
         "    if len(fields) < len(pairs):\n",
         "    if False:\n",
@@ -381,7 +387,7 @@ _TOKENS = [
 _DOCUMENT = [
     document(
         "in a body null asks for the default",
-        "        _let_null_ask_for_defaults(components[name])\n",
+        "        _let_null_ask_for_defaults(components[body.__name__])\n",
         "        pass\n",
         "test_the_schema_of_a_body_says_what_parsing_it_says",
     ),

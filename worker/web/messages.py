@@ -6,8 +6,8 @@ holds every event.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, assert_never
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Discriminator, Field, Tag
@@ -19,6 +19,7 @@ from worker.job import Job
 from worker.request import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    NOT_ELSEWHERE,
     TAG_PREFIX,
     CalledFunction,
     Function,
@@ -297,6 +298,12 @@ class MessagesFields(StrictModel):
 class CountRequest(MessagesFields):
     """Body of `POST /v1/messages/count_tokens`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "speed": "there is one",
+        "user_profile_id": "nobody's tokens are counted",
+        "workspace_id": "there are none",
+    }
+
     def to_generate(self) -> GenerateRequest:
         """The same prompt in the internal vocabulary."""
         return GenerateRequest.model_construct(**self.conversation_fields())
@@ -304,6 +311,15 @@ class CountRequest(MessagesFields):
 
 class MessagesRequest(MessagesFields):
     """Body of `POST /v1/messages`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "container": NOT_ELSEWHERE,
+        "diagnostics": NOT_ELSEWHERE,
+        "inference_geo": "it runs where the server is",
+        "speed": "there is one",
+        "user_profile_id": "`metadata.user_id` is the caller's own tag",
+        "workspace_id": "there are none",
+    }
 
     max_tokens: MaxTokens
     """The longest answer, in tokens. Where the context leaves less, the answer may end with it."""

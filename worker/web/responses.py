@@ -7,10 +7,10 @@ holds every event.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, ClassVar, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import Discriminator, Field, Tag, TypeAdapter
@@ -21,10 +21,14 @@ from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
+    IS_AUTOMATIC,
     MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
+    NO_CONTROL,
+    NOT_ELSEWHERE,
     TAG_PREFIX,
+    TEXT_ONLY,
     ArgumentsText,
     CalledFunction,
     Function,
@@ -249,6 +253,20 @@ class StreamOptions(StrictModel):
 
 class ResponseRequest(SamplingFields):
     """Body of `POST /v1/responses`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "access_programs": NOT_ELSEWHERE,
+        "background_options": "`background` has none",
+        "context_management": "what does not fit is refused, not left out",
+        "conversation": "`previous_response_id` goes on from a response",
+        "image": TEXT_ONLY,
+        "max_tool_calls": "there are no tools of the server's own",
+        "moderation": NOT_ELSEWHERE,
+        "prompt": "no prompts are stored",
+        "prompt_cache_options": IS_AUTOMATIC,
+        "prompt_cache_retention": IS_AUTOMATIC,
+        "reasoning": NO_CONTROL,
+    }
 
     model: str | None = None
     """The model that is served, or nothing."""
