@@ -30,7 +30,6 @@ class TokenizeRequest(StrictModel):
         "chat_template_kwargs": "the model's template gets what generation gives it",
         "continue_final_message": "an answer begins with a turn of its own",
         "mm_processor_kwargs": TEXT_ONLY,
-        "tools": "not yet",
     }
 
     model: str | None = None
