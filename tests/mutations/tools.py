@@ -151,8 +151,8 @@ _REQUESTS = [
     ),
     request(
         "half of a surrogate pair in the arguments of a call is no text",
-        "        json.dumps(value, ensure_ascii=False).encode()",
-        "        json.dumps(value, ensure_ascii=False)",
+        "        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()",
+        "        json.dumps(value, ensure_ascii=False, allow_nan=False)",
         "test_messages_that_are_refused",
     ),
     request(
