@@ -227,14 +227,6 @@ class Jobs:
         check_fits(request, len(token_ids), model.max_context)
         return token_ids
 
-    def count_tokens(self, request: GenerateRequest) -> int:
-        """How many tokens the prompt of a request has.
-
-        Raises:
-            NotReady, InvalidRequest: As `start`.
-        """
-        return len(self._encoder.encode(request, self._engine.model))
-
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""
         return GroupReader(jobs, self._wakeup.new_waiter())

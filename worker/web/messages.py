@@ -616,4 +616,4 @@ def count_tokens() -> Response:
     """How long the prompt of a conversation is."""
     body = read_body(CountRequest)
     _check(body)
-    return jsonify(input_tokens=context().jobs.count_tokens(body.to_generate()))
+    return jsonify(input_tokens=len(context().jobs.tokenize(body.to_generate())))
