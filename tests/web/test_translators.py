@@ -289,7 +289,7 @@ def test_the_format_of_a_message_is_that_of_its_answer() -> None:
         ),
         (
             ResponseRequest,
-            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS},
+            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS, "tool_choice": "required"},
             "text.format and tools do not go",
         ),
         (ResponseRequest, {"response_format": {"type": "json_object"}}, "is called text.format here"),
