@@ -87,6 +87,12 @@ _GRAMMARS = [
         "tests/web/test_tools.py::test_a_call_of_a_strict_tool_fits_its_schema",
     ),
     call_grammar(
+        "an answer of a given form is no call by accident",
+        "        if not _MARKS[answer_format.calls]:\n",
+        "        if False:\n",
+        "test_an_answer_whose_form_is_given_is_that_or_calls",
+    ),
+    call_grammar(
         "a grammar of calls is not too long",
         "    check_length(structure)\n",
         "",

@@ -306,6 +306,11 @@ def test_the_format_of_a_message_is_that_of_its_answer() -> None:
             {"text": {"format": {"type": "json_object"}}, "stop": "x"},
             "stop does not go with text.format",
         ),
+        (
+            ResponseRequest,
+            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS, "tool_choice": "required"},
+            "text.format and tools do not go",
+        ),
         (ResponseRequest, {"response_format": {"type": "json_object"}}, "is called text.format here"),
         (ResponseRequest, {"tools": [*TOOLS, TOOLS[0]]}, "2 tools have the name 'look'"),
         (ResponseRequest, {"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice names 'x'"),
