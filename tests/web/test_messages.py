@@ -280,7 +280,7 @@ def test_a_cancelled_message_ends_with_an_error(gated: Server) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice asks for a call"),
         ({"container": "x"}, "container"),
         ({"stop_sequences": ["a", "b", "c", "d", "e"]}, "stop_sequences"),
-        ({"messages": [{"role": "user", "content": "hello " * 1000}]}, "messages: the prompt is too long"),
+        ({"messages": [{"role": "user", "content": "hello " * 1000}]}, "the prompt is too long: it has at least"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(gated: Server, fields: dict[str, Any], named: str) -> None:
