@@ -24,6 +24,7 @@ from worker.web import (
     openai,
     openapi,
     ops,
+    page,
     refusals,
     responses,
     tokenization,
@@ -63,7 +64,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
     streams = OpenStreams(settings.max_streams)
     app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, housekeeper)
-    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi)
+    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi, page)
     for room in rooms:
         app.register_blueprint(room.blueprint)
     refusals.install(app)

@@ -1,0 +1,3 @@
+export class Operations {
+  constructor(element) { this.element = element; }
+}
