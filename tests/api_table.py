@@ -137,7 +137,6 @@ APIS = [
             "chat_template": "a template is a program; the model's own is used",
             "chat_template_kwargs": "the model's template gets what generation gives it",
             "mm_processor_kwargs": _TEXT_ONLY,
-            "tools": "not yet",
         },
     ),
     Api("/detokenize", DetokenizeRequest, frozenset({"model", "tokens"})),

@@ -63,6 +63,7 @@ class Jobs:
         on_disconnect: OnDisconnect,
         *,
         client: str = "",
+        x_request_id: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> tuple[list[Job], bool]:
@@ -92,7 +93,7 @@ class Jobs:
             with self._keys_lock:
                 known = self._known(place)
                 if known is None:
-                    jobs = self._launch_all(admitted, client, on_disconnect, num_choices)
+                    jobs = self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
                     self._keyed[place] = jobs, digest
                     return jobs, False
         if known[1] != digest:
@@ -111,6 +112,7 @@ class Jobs:
         on_disconnect: OnDisconnect,
         *,
         client: str = "",
+        x_request_id: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> list[Job]:
@@ -120,6 +122,7 @@ class Jobs:
             requests: Validated by their schema.
             on_disconnect: What the route does if the request does not say.
             client: Whose they are: the name of an API key, or empty where none is needed.
+            x_request_id: What their client calls them in its own log.
             num_choices: How many answers each gets. With a seed, the next answer has the next seed.
             default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
                 much. None: all that the context leaves.
@@ -137,7 +140,7 @@ class Jobs:
         admitted = [
             self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
         ]
-        return self._launch_all(admitted, client, on_disconnect, num_choices)
+        return self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
         limit = self._settings.max_streams
@@ -146,9 +149,18 @@ class Jobs:
             raise InvalidRequest([FieldError("n", "too_many", message)])
 
     def _launch_all(
-        self, admitted: "list[_Admitted]", client: str, on_disconnect: OnDisconnect, num_choices: int
+        self,
+        admitted: "list[_Admitted]",
+        client: str,
+        x_request_id: str,
+        on_disconnect: OnDisconnect,
+        num_choices: int,
     ) -> list[Job]:
-        made = [self._make(one, client, on_disconnect, choice) for one in admitted for choice in range(num_choices)]
+        made = [
+            self._make(one, client, x_request_id, on_disconnect, choice)
+            for one in admitted
+            for choice in range(num_choices)
+        ]
         self._engine.submit(*(sequence for _, sequence in made))
         jobs = [job for job, _ in made]
         self._jobs.update((job.id, job) for job in jobs)
@@ -177,7 +189,7 @@ class Jobs:
         return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
     def _make(
-        self, admitted: "_Admitted", client: str, on_disconnect: OnDisconnect, choice: int
+        self, admitted: "_Admitted", client: str, x_request_id: str, on_disconnect: OnDisconnect, choice: int
     ) -> tuple[Job, Sequence]:
         request = admitted.request
         params = request.sampling(admitted.max_tokens)
@@ -204,6 +216,7 @@ class Jobs:
             deadlines=admitted.deadlines,
             narrator=narrator,
             client=client,
+            x_request_id=x_request_id,
             constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -226,6 +239,16 @@ class Jobs:
         )
         check_fits(request, len(token_ids), model.max_context)
         return token_ids
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that can be asked for, ended ones too."""
+        return len(self._jobs)
+
+    @property
+    def num_grammars(self) -> tuple[int, int]:
+        """New grammars that may be used, and those that may not."""
+        return self._grammars.num_vetted, self._grammars.num_refused
 
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""

@@ -371,10 +371,13 @@ ToolChoice = Annotated[
 ]
 
 
+Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
 class ToolFields(StrictModel):
     """What a conversation may say of tools."""
 
-    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     """Functions that the model may call."""
     tool_choice: ToolChoice | None = None
     """Whether a tool is called, or which one. Only with `tools`. Default: `auto`."""

@@ -16,6 +16,7 @@ class CutProxy:
     Attributes:
         requests: What clients have sent, one entry for each piece.
         is_down: New connections are closed at once.
+        is_silent: What the server sends is lost; connections stay.
         drop_answer_to: The answer to the next request that begins so is not passed on; its connection is cut.
     """
 
@@ -25,6 +26,7 @@ class CutProxy:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[bytes] = []
         self.is_down = False
+        self.is_silent = False
         self.drop_answer_to = b""
         self._silenced: socket.socket | None = None  # the server's side of the connection whose answer is dropped
         self._sockets: set[socket.socket] = set()
@@ -70,6 +72,8 @@ class CutProxy:
                         self.drop_answer_to, self._silenced = b"", target
                 elif source is self._silenced:
                     break
+                if self.is_silent and not is_up:
+                    continue
                 target.sendall(data)
         except OSError:
             pass

@@ -197,3 +197,16 @@ def test_another_model_and_one_that_is_not_there(
     answer = client.post(path, json=body)
     assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "LOADING")
     assert answer.headers["Retry-After"]
+
+
+def test_tools_are_counted_as_generation_reads_them() -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    asked = {"messages": [{"role": "user", "content": "a"}], "tools": tools}
+    with app_in_process(max_context=4096) as app:
+        client = app.test_client()
+        counted = client.post("/tokenize", json=asked).get_json()["count"]
+        assert counted > client.post("/tokenize", json=asked | {"tools": None}).get_json()["count"]
+        app.extensions["runner"].open()
+        answer = client.post("/v1/chat/completions", json=asked | {"max_tokens": 1})
+        assert answer.get_json()["usage"]["prompt_tokens"] == counted
+        assert refused_field(client, "/tokenize", {"prompt": "a", "tools": tools})[0] == "body"

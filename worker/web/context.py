@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flask import current_app, g, request
+from flask import Response, current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.body import Body, parse_body
@@ -23,12 +23,15 @@ from worker.errors import (
 )
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
+from worker.observe.history import History
 from worker.observe.log import RecordWriter
+from worker.observe.metrics import Metrics
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
 from worker.web.auth import client
 from worker.web.patience import body_within
+from worker.web.request_id import request_id
 from worker.web.sse import OpenStreams
 
 EXTENSION = "endstop"
@@ -60,6 +63,8 @@ class Context:
     jobs: Jobs
     streams: OpenStreams
     records: RecordWriter
+    metrics: Metrics
+    history: History
     housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
@@ -68,6 +73,13 @@ def context() -> Context:
     """The context of the app that handles the current request."""
     found: Context = current_app.extensions[EXTENSION]
     return found
+
+
+def count_response(response: Response) -> Response:
+    """Count an answer, by the route as the app has it."""
+    route = request.url_rule.rule if request.url_rule is not None else "(none)"
+    context().metrics.note_response(route, response.status_code)
+    return response
 
 
 def limit_writes() -> None:
@@ -140,7 +152,12 @@ def start_jobs(
     """
     jobs = context().jobs
     key = request.headers.get(KEY_HEADER)
-    asked: Any = {"client": client(), "num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    asked: Any = {
+        "client": client(),
+        "x_request_id": request_id(),
+        "num_choices": num_choices,
+        "default_max_tokens": default_max_tokens,
+    }
     g.is_generating = True  # its answer says what the client has left
     if key is None:
         return jobs.start(requests, on_disconnect, **asked), {}
@@ -152,4 +169,7 @@ def start_jobs(
         raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
     found, are_known = jobs.start_once(key, requests, "continue", **asked)
-    return found, {"Idempotent-Replayed": "true"} if are_known else {}
+    if not are_known:
+        return found, {}
+    context().metrics.note_replay()
+    return found, {"Idempotent-Replayed": "true"}

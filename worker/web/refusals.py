@@ -18,7 +18,9 @@ from worker.errors import (
     RequestError,
     Unauthorized,
 )
+from worker.web.context import context
 from worker.web.openai_answers import OpenAIError
+from worker.web.request_id import request_id
 
 logger = logging.getLogger("endstop")
 
@@ -192,11 +194,15 @@ def _refuse_http(error: HTTPException) -> Response:
 
 
 def _refuse_bug(error: Exception) -> Response:
-    logger.exception("%s %s failed", request.method, request.path)
+    fields = {"x_request_id": request_id(), "method": request.method, "path": request.path}
+    logger.exception(
+        "%s %s failed x_request_id=%s", request.method, request.path, request_id(), extra={"fields": fields}
+    )
     return _answer(500, "INTERNAL", "the server failed; its log has the details", [])
 
 
 def _answer(status: int, code: str, message: str, fields: Sequence[FieldError]) -> Response:
+    context().metrics.note_refusal(code)
     response = jsonify(_shape_of(request.path)(status, code, message, fields))
     response.status_code = status
     return response

@@ -805,6 +805,8 @@ def show_response(response_id: str) -> Response:
         reader = job.read()
         place.take(reader)
         _check_is_there(job, asked, starting_after)
+        if starting_after >= 0:
+            shared.metrics.note_resume()
         translator = ResponseTranslator(job, asked, starting_after)
         chunks = stream_job(reader, translator, shared.engine, shared.settings.keep_alive_s)
         return event_stream_response(chunks, place.close)

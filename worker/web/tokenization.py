@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from worker.errors import FieldError, InvalidRequest, NotReady, UnknownModel
 from worker.prompts import check_known
-from worker.request import PROMPT_OR_MESSAGES, GenerateRequest, Messages, StrictModel, TokenId
+from worker.request import PROMPT_OR_MESSAGES, GenerateRequest, Messages, StrictModel, TokenId, Tools
 from worker.web.answers import check_model
 from worker.web.context import context, read_body
 from worker.web.description import describes
@@ -31,6 +31,8 @@ class TokenizeRequest(StrictModel):
     """A text."""
     messages: Messages | None = None
     """A conversation, in place of a text: as the model's chat template writes it."""
+    tools: Tools | None = None
+    """With messages: functions that the model is shown."""
     add_special_tokens: bool | None = None
     """The tokens that the model expects around a text, such as the one that begins it. Default: as for generation."""
     add_generation_prompt: bool = True
@@ -84,7 +86,7 @@ def tokenize() -> Response:
     check_model(body.model)
     shared = context()
     tokens = shared.jobs.tokenize(
-        GenerateRequest.model_construct(prompt=body.prompt, messages=body.messages),
+        GenerateRequest.model_construct(prompt=body.prompt, messages=body.messages, tools=body.tools),
         add_special_tokens=body.add_special_tokens,
         add_generation_prompt=body.add_generation_prompt,
     )
