@@ -5,7 +5,7 @@ Pure: no I/O, any thread. Each reader of a job has a parser of its own, and all 
 
 Markup is the marks themselves, newlines beside those of reasoning, and white space beside calls. A call is one when it
 names a tool that was offered; it is begun when that is known and its arguments have come or begin, and it is complete
-when these are closed. They are passed on as the model writes them, piece by piece.
+when these are closed and are JSON. They are passed on as the model writes them, piece by piece.
 """
 
 import json
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from worker.events import Token, TokenLogprob
-from worker.request import GenerateRequest
+from worker.request import GenerateRequest, is_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class CallArguments:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded:
-    """A call is complete."""
+    """A call is complete: its arguments are a JSON object. One that is closed and is none has no such part."""
 
     index: int
 
@@ -284,7 +284,7 @@ class AnswerParser:
     @property
     def _is_full(self) -> bool:
         """Whether there may be no further call."""
-        return self._num_ended > 0 and not self._format.has_many_calls
+        return self._num_begun > 0 and not self._format.has_many_calls
 
     # ---- from the rest to parts
 
@@ -453,7 +453,7 @@ class AnswerParser:
             if not self._has(",", at):
                 return is_begun
         if not is_begun:
-            if name is None:
+            if name is None or not is_json_object(held or "{}"):
                 return False
             self._begin_call(name)
             self._give_arguments(held or "{}")
@@ -463,13 +463,16 @@ class AnswerParser:
 
     def _arguments(self) -> Generator[None]:
         """The JSON object at the beginning of the rest, as it comes."""
-        brackets = _Brackets()
+        brackets, given = _Brackets(), ""
         while (end := brackets.end_in(self._rest)) is None:
+            given += self._rest
             self._give_arguments(self._take(len(self._rest)).text)
             if not (yield from self._more()):
                 return
+        given += self._rest[:end]
         self._give_arguments(self._take(end).text)
-        self._end_call()
+        if is_json_object(given):
+            self._end_call()
 
     # ---- what is taken if it is there
 

@@ -166,7 +166,7 @@ class Settings:
         "",
         "where an orchestrator is told how the server is, by POST",
         choices=("", "https://one.example/heartbeat"),
-        pattern=r"(https?://[^\s/]+[^\s]*)?",
+        pattern=r"(https?://[^\s/?#@]+([/?]\S*)?)?",
         is_secret=True,
     )
     heartbeat_s: float = _setting(

@@ -42,6 +42,12 @@ _ANSWERS = [
         "test_of_several_calls_one_that_is_cut_makes_none_complete",
     ),
     answer(
+        "a call whose arguments are no JSON is not complete",
+        "        if is_json_object(given):\n",
+        "        if True:\n",
+        "test_a_call_whose_arguments_are_no_json_is_not_complete",
+    ),
+    answer(
         "a special token that is no part of a call is not shown",
         "                if mark in self._format.special_marks:\n",
         "                if False:\n",
@@ -49,7 +55,7 @@ _ANSWERS = [
     ),
     answer(
         "if there may be one call the answer is over behind it",
-        "        return self._num_ended > 0 and not self._format.has_many_calls\n",
+        "        return self._num_begun > 0 and not self._format.has_many_calls\n",
         "        return False\n",
         "test_if_there_may_be_one_call_the_answer_is_over_behind_it",
     ),
@@ -79,6 +85,12 @@ _GRAMMARS = [
         "    elif strict:\n",
         "    elif False:\n",
         "tests/web/test_tools.py::test_a_call_of_a_strict_tool_fits_its_schema",
+    ),
+    call_grammar(
+        "an answer of a given form is no call by accident",
+        "        if not _MARKS[answer_format.calls]:\n",
+        "        if False:\n",
+        "test_an_answer_whose_form_is_given_is_that_or_calls",
     ),
     call_grammar(
         "a grammar of calls is not too long",
@@ -145,8 +157,8 @@ _REQUESTS = [
     ),
     request(
         "half of a surrogate pair in the arguments of a call is no text",
-        "        json.dumps(value, ensure_ascii=False).encode()",
-        "        json.dumps(value, ensure_ascii=False)",
+        "        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()",
+        "        json.dumps(value, ensure_ascii=False, allow_nan=False)",
         "test_messages_that_are_refused",
     ),
     request(

@@ -117,8 +117,8 @@ _RESPONSES = [
 _MESSAGES = [
     blocks(
         "a call that is cut off is not called",
-        "            self._content.pop()  # of the whole answer",
-        "            pass  # of the whole answer",
+        "                self._cut_calls.add(len(self._content) - 1)\n",
+        "                pass\n",
         "test_a_call_that_is_cut_off_is_not_complete",
     ),
     messages(

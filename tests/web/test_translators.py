@@ -80,6 +80,25 @@ def test_reasoning_text_and_calls_are_items_of_a_response(size: int) -> None:
     assert done == response["output"]
 
 
+@pytest.mark.parametrize("size", [5, 20, 40, 1000])
+def test_reasoning_is_counted_in_tokens_that_were_merged(size: int) -> None:
+    """Nobody reads a response in the background before it has ended: all of its tokens come as one."""
+    merged = [
+        Token(event.text, event.index * size, len(event.text)) if isinstance(event, Token) else event
+        for event in events_of(ANSWER, size)
+    ]
+    response = ResponseTranslator(job(), asked()).whole(list(enumerate(merged)))
+    exact = ANSWER.index("I see.") - 1
+    assert abs(response["usage"]["output_tokens_details"]["reasoning_tokens"] - exact) <= 1
+
+
+def test_reasoning_that_looks_like_an_end_of_it_behind_the_text_is_not_counted() -> None:
+    said = [Token("I see.", 0, 6), Token("</think>", 6, 8)]
+    events: list[Event] = [STARTED, *said, End(StopReason.EOS, USAGE, 1.0)]
+    response = ResponseTranslator(job(), asked()).whole(list(enumerate(events)))
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
 def test_whoever_comes_back_sees_the_same_calls() -> None:
     events = events_of(ANSWER, 2)
     whole = events_in(encode(ResponseTranslator(job(), asked()), events))
@@ -289,7 +308,7 @@ def test_the_format_of_a_message_is_that_of_its_answer() -> None:
         ),
         (
             ResponseRequest,
-            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS},
+            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS, "tool_choice": "required"},
             "text.format and tools do not go",
         ),
         (ResponseRequest, {"response_format": {"type": "json_object"}}, "is called text.format here"),

@@ -6,8 +6,8 @@ holds every event.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, assert_never
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Discriminator, Field, Tag
@@ -19,6 +19,7 @@ from worker.job import Job
 from worker.request import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    NOT_ELSEWHERE,
     TAG_PREFIX,
     CalledFunction,
     Function,
@@ -35,7 +36,6 @@ from worker.request import (
     Tool,
     ToolCall,
     ToolFields,
-    ToolName,
     ToolParameters,
 )
 from worker.web.answers import OF_AN_ANSWER, check_model, failure_of, naming, respond
@@ -89,6 +89,12 @@ Texts = Annotated[
 ]
 
 
+# What a tool has given back may be nothing, in Anthropic's API too.
+AnyTexts = Annotated[
+    Annotated[str, Tag("=text")] | Annotated[list[TextBlock], Tag("=list")], Discriminator(_text_or_list)
+]
+
+
 class ThinkingBlock(StrictModel):
     """Something that the model has said to itself."""
 
@@ -113,7 +119,7 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: Annotated[str, Field(min_length=1)]
-    content: Texts | None = None
+    content: AnyTexts | None = None
     is_error: bool = False  # the content says what went wrong; templates have no other place for it
     toolset_name: None = None
 
@@ -177,7 +183,7 @@ class FunctionTool(StrictModel):
     """A tool of the client's own. There are no others."""
 
     type: Literal["custom"] | None = None
-    name: ToolName
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]  # Anthropic's limit is twice OpenAI's
     description: str | None = None
     input_schema: ToolParameters
     strict: bool | None = None
@@ -240,7 +246,7 @@ class MessagesFields(StrictModel):
     """The model that is served."""
     messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation that is answered: text, calls, what they gave back, thinking. The last is not the model's."""
-    system: Texts | None = None
+    system: AnyTexts | None = None
     """A system message in front of the conversation."""
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, default_factory=list)]
     """Functions that the model may call. There are no tools of the server's own."""
@@ -274,7 +280,7 @@ class MessagesFields(StrictModel):
 
     def conversation_fields(self) -> dict[str, Any]:
         """What of the internal vocabulary says how long a prompt is."""
-        system = [] if self.system is None else [_message("system", _text_of(self.system))]
+        system = [_message("system", _text_of(self.system))] if self.system not in (None, []) else []
         fields: dict[str, Any] = {"messages": system + [one for each in self.messages for one in _messages_of(each)]}
         if self.tools:
             is_parallel = self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
@@ -292,6 +298,12 @@ class MessagesFields(StrictModel):
 class CountRequest(MessagesFields):
     """Body of `POST /v1/messages/count_tokens`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "speed": "there is one",
+        "user_profile_id": "nobody's tokens are counted",
+        "workspace_id": "there are none",
+    }
+
     def to_generate(self) -> GenerateRequest:
         """The same prompt in the internal vocabulary."""
         return GenerateRequest.model_construct(**self.conversation_fields())
@@ -299,6 +311,15 @@ class CountRequest(MessagesFields):
 
 class MessagesRequest(MessagesFields):
     """Body of `POST /v1/messages`."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "container": NOT_ELSEWHERE,
+        "diagnostics": NOT_ELSEWHERE,
+        "inference_geo": "it runs where the server is",
+        "speed": "there is one",
+        "user_profile_id": "`metadata.user_id` is the caller's own tag",
+        "workspace_id": "there are none",
+    }
 
     max_tokens: MaxTokens
     """The longest answer, in tokens. Where the context leaves less, the answer may end with it."""
@@ -422,6 +443,7 @@ class MessagesTranslator:
         self._content: list[dict[str, Any]] = []
         self._is_open = False  # the last block is being written
         self._pieces: list[str] = []  # of what it says
+        self._cut_calls: set[int] = set()  # the blocks of calls that never were complete, by their place
         self._is_streamed = True
         self._encoded: list[bytes] = []
 
@@ -456,15 +478,13 @@ class MessagesTranslator:
         end = events[-1][1]
         assert isinstance(end, End)
         reason = self._end(end)
+        # A call without all of its arguments is nothing to be called.
+        self._content = [block for i, block in enumerate(self._content) if i not in self._cut_calls]
         return self._message(end.usage, reason, end.stop_sequence_matched)
 
     def _end(self, end: End) -> str:
         """End the last block, and say why it is the last."""
         self._write(self._parser.flush())
-        if self._is_in("tool_use"):  # it has not said that it is complete
-            self._pieces = ["{}"]
-            self._stop()
-            self._content.pop()  # of the whole answer: a call without all of its arguments is nothing to be called
         self._stop()
         match end.stop_reason:
             case StopReason.MAX_TOKENS if end.usage.completion_tokens < self._max_tokens:
@@ -495,7 +515,7 @@ class MessagesTranslator:
                     self._pieces.append(part.text)
                     self._delta({"type": "input_json_delta", "partial_json": part.text})
                 case CallEnded():
-                    self._stop()
+                    self._stop(is_complete=True)
 
     def _is_in(self, kind: str) -> bool:
         return self._is_open and self._content[-1]["type"] == kind
@@ -509,15 +529,21 @@ class MessagesTranslator:
     def _delta(self, delta: dict[str, Any]) -> None:
         self._emit("content_block_delta", index=len(self._content) - 1, delta=delta)
 
-    def _stop(self) -> None:
-        """End the open block, if there is one."""
+    def _stop(self, *, is_complete: bool = False) -> None:
+        """End the open block, if there is one.
+
+        Args:
+            is_complete: Of a call: whether it has said that it is.
+        """
         if not self._is_open:
             return
         self._is_open = False
         block, text = self._content[-1], "".join(self._pieces)
         match block["type"]:
-            case "tool_use":
+            case "tool_use" if is_complete:
                 block["input"] = json.loads(text)
+            case "tool_use":
+                self._cut_calls.add(len(self._content) - 1)
             case kind:
                 block[kind] = text
         self._emit("content_block_stop", index=len(self._content) - 1)

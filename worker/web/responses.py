@@ -7,10 +7,10 @@ holds every event.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, ClassVar, Literal, assert_never
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import Discriminator, Field, Tag, TypeAdapter
@@ -21,10 +21,14 @@ from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
 from worker.request import (
+    IS_AUTOMATIC,
     MAX_MESSAGES,
     MAX_TOOLS,
     MAX_TOP_LOGPROBS,
+    NO_CONTROL,
+    NOT_ELSEWHERE,
     TAG_PREFIX,
+    TEXT_ONLY,
     ArgumentsText,
     CalledFunction,
     Function,
@@ -54,6 +58,8 @@ ID_PREFIX = "resp_"
 LOGPROBS = "message.output_text.logprobs"
 # A cancelled job ends within one step. Who asks for that is told of the end, not that it is near.
 CANCEL_WAIT_S = 1.0
+# No mark behind reasoning is longer.
+MARK_CHARACTERS = 40
 
 # Fields of the internal vocabulary, and what they are called here.
 _NAMES = {
@@ -248,6 +254,20 @@ class StreamOptions(StrictModel):
 class ResponseRequest(SamplingFields):
     """Body of `POST /v1/responses`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "access_programs": NOT_ELSEWHERE,
+        "background_options": "`background` has none",
+        "context_management": "what does not fit is refused, not left out",
+        "conversation": "`previous_response_id` goes on from a response",
+        "image": TEXT_ONLY,
+        "max_tool_calls": "there are no tools of the server's own",
+        "moderation": NOT_ELSEWHERE,
+        "prompt": "no prompts are stored",
+        "prompt_cache_options": IS_AUTOMATIC,
+        "prompt_cache_retention": IS_AUTOMATIC,
+        "reasoning": NO_CONTROL,
+    }
+
     model: str | None = None
     """The model that is served, or nothing."""
     input: Input
@@ -439,6 +459,7 @@ class ResponseTranslator:
         self._pieces: list[str] = []  # of its text or its arguments
         self._logprobs: list[dict[str, Any]] = []  # of its text
         self._num_reasoning_tokens = 0
+        self._end_of_thought = ""  # the last characters of it, in which a mark may have begun
         self._is_queued = asked.body.background
         self._created_at = int(datetime.fromisoformat(job.started.started_at).timestamp())
         self._told: dict[str, Any] = {}  # the response as the last event has it that has it whole
@@ -486,13 +507,20 @@ class ResponseTranslator:
 
     def _count(self, token: Token, parts: list[Part]) -> None:
         """Tokens are reasoning until there is something else. Their marks, which the model writes too, are counted."""
-        is_reasoning = all(isinstance(part, Reasoning) for part in parts)
-        if is_reasoning and all(item["type"] == "reasoning" for item in self._output):
+        if any(item["type"] != "reasoning" for item in self._output):
+            return
+        before, self._end_of_thought = self._end_of_thought, (self._end_of_thought + token.text)[-MARK_CHARACTERS:]
+        if all(isinstance(part, Reasoning) for part in parts):
             self._num_reasoning_tokens += token.count
+        elif self._job.answer_format.reasoning is not None:
+            # Merged tokens do not say where one of them ends: those up to the mark have their share of the text.
+            thought, mark, _ = (before + token.text).partition(self._job.answer_format.reasoning[1])
+            if mark:
+                share = len((thought + mark)[len(before) :]) / len(token.text)
+                self._num_reasoning_tokens += min(token.count - 1, round(token.count * share))
 
     def _end(self, end: End) -> None:
         is_cut = end.stop_reason is StopReason.MAX_TOKENS
-        # A call that has not said that it is complete is not.
         self._close("incomplete" if is_cut or self._is_in("function_call") else "completed")
         if is_cut:
             fields: dict[str, Any] = {"incomplete_details": {"reason": "max_output_tokens"}}
@@ -521,7 +549,7 @@ class ResponseTranslator:
             match part:
                 case Text() if part.text or part.logprobs:
                     if not self._is_in("message"):
-                        self._close("completed")
+                        self._close_for_another()
                         self._open_message()
                     self._pieces.append(part.text)
                     logprobs = [logprob_fields(one) for one in part.logprobs]
@@ -529,13 +557,13 @@ class ResponseTranslator:
                     self._emit_in_part("output_text.delta", delta=part.text, logprobs=_without_bytes(logprobs))
                 case Reasoning():
                     if not self._is_in("reasoning"):
-                        self._close("completed")
+                        self._close_for_another()
                         self._open("rs_", {"type": "reasoning", "summary": [], "content": []})
                         self._add_part({"type": "reasoning_text", "text": ""})
                     self._pieces.append(part.text)
                     self._emit_in_part("reasoning_text.delta", delta=part.text)
                 case CallBegun():
-                    self._close("completed")
+                    self._close_for_another()
                     call = {"type": "function_call", "call_id": part.call_id, "name": part.name, "arguments": ""}
                     self._open("fc_", call)
                 case CallArguments():
@@ -563,6 +591,10 @@ class ResponseTranslator:
     def _add_part(self, part: dict[str, Any]) -> None:
         self._emit_in_part("content_part.added", part=part)
         self._item["content"].append(part)
+
+    def _close_for_another(self) -> None:
+        # A call that has not said that it is complete is not.
+        self._close("incomplete" if self._is_in("function_call") else "completed")
 
     def _close(self, status: str) -> None:
         """End the open item, if there is one."""
