@@ -24,6 +24,7 @@ from worker.errors import (
 )
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
+from worker.observe.history import History
 from worker.observe.log import RecordWriter
 from worker.observe.metrics import Metrics
 from worker.request import GenerateRequest
@@ -64,6 +65,7 @@ class Context:
     streams: OpenStreams
     records: RecordWriter
     metrics: Metrics
+    history: History
     housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
