@@ -1,7 +1,7 @@
 """Imports run one way.
 
-web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer_parser -> answer
-    -> request, events, errors, keys, settings
+web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer_parser
+    -> answer -> request, events, errors, keys, settings
 """
 
 import ast
