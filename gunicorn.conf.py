@@ -50,9 +50,12 @@ control_socket_disable = True  # it would start a thread in the arbiter, before 
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
+    "formatters": {
+        "text": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"},
+        "json": {"()": "worker.observe.log.JsonFormatter"},
+    },
     "filters": {"news": {"()": lambda: is_news}},
-    "handlers": {"stderr": {"class": "worker.observe.log.StderrHandler", "formatter": "line"}},
+    "handlers": {"stderr": {"class": "worker.observe.log.StderrHandler", "formatter": settings.log_format}},
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {
         "gunicorn.error": {

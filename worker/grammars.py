@@ -26,6 +26,8 @@ class Grammars:
         self._trying, self._compiling = new_aside(), new_aside()
         self._waiting: list[Structure] = []
         self._compiler: GrammarCompiler | None = None
+        # Written in the one place where grammars are tried.
+        self.num_vetted = self.num_refused = 0
 
     def constraint(self, structure: Structure, model: "LoadedModel") -> Constraint:
         """A place at the beginning of a grammar, for one answer.
@@ -53,5 +55,10 @@ class Grammars:
         compiler = self._compiler
         if compiler is None:  # takes a second for a large vocabulary
             compiler = self._compiler = GrammarCompiler(model.tokenizer, model.vocab_size, model.eos_ids)
-        compiler.try_out(structure)
+        try:
+            compiler.try_out(structure)
+        except InvalidRequest:
+            self.num_refused += 1
+            raise
+        self.num_vetted += 1
         return compiler

@@ -62,7 +62,9 @@ class Jobs:
         requests: list[GenerateRequest],
         on_disconnect: OnDisconnect,
         *,
+        body: str = "",
         client: str = "",
+        x_request_id: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> tuple[list[Job], bool]:
@@ -70,6 +72,9 @@ class Jobs:
 
         What was refused has used up no key. A key is free again when its jobs have expired. Another client may use it
         too, and hears nothing of this one's jobs.
+
+        Args:
+            body: What else has to be the same the next time.
 
         Returns:
             The jobs, and whether they were there already.
@@ -79,7 +84,7 @@ class Jobs:
             NotReady, Overloaded, RateLimited, InvalidRequest: As `start`.
         """
         place = client, key
-        asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]}"
+        asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]} {body}"
         digest = hashlib.sha256(asked.encode()).digest()
         self._check_number(len(requests) * num_choices)
         with self._keys_lock:
@@ -92,7 +97,7 @@ class Jobs:
             with self._keys_lock:
                 known = self._known(place)
                 if known is None:
-                    jobs = self._launch_all(admitted, client, on_disconnect, num_choices)
+                    jobs = self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
                     self._keyed[place] = jobs, digest
                     return jobs, False
         if known[1] != digest:
@@ -111,6 +116,7 @@ class Jobs:
         on_disconnect: OnDisconnect,
         *,
         client: str = "",
+        x_request_id: str = "",
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> list[Job]:
@@ -120,6 +126,7 @@ class Jobs:
             requests: Validated by their schema.
             on_disconnect: What the route does if the request does not say.
             client: Whose they are: the name of an API key, or empty where none is needed.
+            x_request_id: What their client calls them in its own log.
             num_choices: How many answers each gets. With a seed, the next answer has the next seed.
             default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
                 much. None: all that the context leaves.
@@ -137,7 +144,7 @@ class Jobs:
         admitted = [
             self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
         ]
-        return self._launch_all(admitted, client, on_disconnect, num_choices)
+        return self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
         limit = self._settings.max_streams
@@ -146,9 +153,18 @@ class Jobs:
             raise InvalidRequest([FieldError("n", "too_many", message)])
 
     def _launch_all(
-        self, admitted: "list[_Admitted]", client: str, on_disconnect: OnDisconnect, num_choices: int
+        self,
+        admitted: "list[_Admitted]",
+        client: str,
+        x_request_id: str,
+        on_disconnect: OnDisconnect,
+        num_choices: int,
     ) -> list[Job]:
-        made = [self._make(one, client, on_disconnect, choice) for one in admitted for choice in range(num_choices)]
+        made = [
+            self._make(one, client, x_request_id, on_disconnect, choice)
+            for one in admitted
+            for choice in range(num_choices)
+        ]
         self._engine.submit(*(sequence for _, sequence in made))
         jobs = [job for job, _ in made]
         self._jobs.update((job.id, job) for job in jobs)
@@ -177,7 +193,7 @@ class Jobs:
         return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
     def _make(
-        self, admitted: "_Admitted", client: str, on_disconnect: OnDisconnect, choice: int
+        self, admitted: "_Admitted", client: str, x_request_id: str, on_disconnect: OnDisconnect, choice: int
     ) -> tuple[Job, Sequence]:
         request = admitted.request
         params = request.sampling(admitted.max_tokens)
@@ -204,6 +220,7 @@ class Jobs:
             deadlines=admitted.deadlines,
             narrator=narrator,
             client=client,
+            x_request_id=x_request_id,
             constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -227,13 +244,15 @@ class Jobs:
         check_fits(request, len(token_ids), model.max_context)
         return token_ids
 
-    def count_tokens(self, request: GenerateRequest) -> int:
-        """How many tokens the prompt of a request has.
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that can be asked for, ended ones too."""
+        return len(self._jobs)
 
-        Raises:
-            NotReady, InvalidRequest: As `start`.
-        """
-        return len(self._encoder.encode(request, self._engine.model))
+    @property
+    def num_grammars(self) -> tuple[int, int]:
+        """New grammars that may be used, and those that may not."""
+        return self._grammars.num_vetted, self._grammars.num_refused
 
     def read(self, jobs: list[Job]) -> GroupReader:
         """One reader for the jobs of one request."""

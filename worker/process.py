@@ -18,7 +18,9 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from worker.errors import SHUTTING_DOWN
 from worker.keys import ApiKeys
+from worker.observe.heartbeat import Heartbeat
 from worker.observe.loading import show_loading
 from worker.settings import Settings
 from worker.streams.native import is_gevent_patched, native_sleep
@@ -213,10 +215,41 @@ def started(app: Any, worker: Any) -> None:
     worker.has_drained = lambda elapsed_s: _has_drained(app, elapsed_s)
     worker.is_out_of_time = lambda elapsed_s: _is_out_of_time(settings, elapsed_s)
     worker.body_timeout_s, worker.max_body_bytes = settings.body_timeout_s, settings.max_body_bytes
+    if settings.heartbeat_url:
+        Heartbeat(settings.heartbeat_url, settings.heartbeat_s, lambda: heartbeat_of(app)).start()
     threading.Thread(target=show_loading, args=(engine,), name="loading", daemon=True).start()
     if is_gevent_patched():
         # Handlers of pure Python hold the GIL against the generation thread; the default of 5 ms is a whole step.
         sys.setswitchinterval(0.0005)
+
+
+def heartbeat_of(app: Any) -> dict[str, Any]:
+    """What an orchestrator is told of this server."""
+    shared = app.extensions["endstop"]
+    settings, engine = shared.settings, shared.engine
+    numbers = engine.numbers()
+    # As the probes say it: what the engine has not noticed yet in a long step counts already.
+    fault, is_leaving = engine.liveness(), engine.should_drain()
+    state = "DEAD" if fault else "DRAINING" if is_leaving else numbers.state
+    reason = fault or (SHUTTING_DOWN if is_leaving else engine.reason)
+    return {
+        "worker_id": settings.worker_id or f"{socket.gethostname()}:{settings.port}",
+        "state": state,
+        "reason": reason,
+        "model": settings.model_name,
+        "device": numbers.device,
+        "load": {
+            "running": numbers.num_running,
+            "waiting": numbers.num_waiting,
+            "streams": shared.streams.num_open,
+            "max_slots": settings.max_slots,
+            "max_streams": settings.max_streams,
+            "cache_usage": round(numbers.cache_usage, 4),
+            "generated_tokens": engine.tallies.num_generated,
+        },
+        "uptime_s": round(numbers.uptime_s, 3),
+        "pid": os.getpid(),
+    }
 
 
 def _has_drained(app: Any, elapsed_s: float) -> bool:

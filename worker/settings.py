@@ -160,6 +160,19 @@ class Settings:
     port: int = _setting(8000, "port to bind", minimum=1, maximum=65535, env="PORT")
     worker_class: str = _setting("gevent", "gunicorn worker class", choices=("gevent", "gthread"))
     log_level: str = _setting("info", "log level", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("text", "json: each line of the log is an object", choices=("text", "json"))
+    # The URL may have a password in it.
+    heartbeat_url: str = _setting(
+        "",
+        "where an orchestrator is told how the server is, by POST",
+        choices=("", "https://one.example/heartbeat"),
+        pattern=r"(https?://[^\s/?#@]+([/?]\S*)?)?",
+        is_secret=True,
+    )
+    heartbeat_s: float = _setting(
+        30.0, "between two heartbeats; a change of state is told at once", minimum=0.1, maximum=3600.0
+    )
+    worker_id: str = _setting("", "what heartbeats call this server; empty: host name and port")
     web_concurrency: int = _setting(1, "worker processes; only 1 is possible", env="WEB_CONCURRENCY")
 
     @property

@@ -207,7 +207,7 @@ _STALL = [
     watchdog(
         "nobody judges a step before the watchdog has looked",
         """\
-        if self._looked_at is not None and now - self._looked_at > STANDSTILL_S:
+        if self.looked_at is not None and now - self.looked_at > STANDSTILL_S:
             return ""  # the watchdog says when it has looked
 """,
         "",

@@ -7,6 +7,7 @@ from tests.mutations import (
     engine,
     faults,
     jobs,
+    page,
     process,
     steps,
     structure,
@@ -29,6 +30,7 @@ MUTATIONS: list[Mutation] = [
     *wires.MUTATIONS,
     *tools.MUTATIONS,
     *access.MUTATIONS,
+    *page.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
 ]

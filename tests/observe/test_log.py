@@ -1,11 +1,16 @@
-"""What is news in the log of the server below us."""
+"""What is news in the log of the server below us, and lines of our own."""
 
+import json
 import logging
 import sys
+from typing import Any
 
 import pytest
 
-from worker.observe.log import is_news
+from worker.events import Usage
+from worker.observe.log import JsonFormatter, Outcome, RecordWriter, is_news
+from worker.streams.channel import open_channel
+from worker.streams.wakeup import ThreadWakeup
 
 
 def record_of(error: Exception | None) -> logging.LogRecord:
@@ -32,3 +37,79 @@ def test_what_is_no_request_is_not_repeated(ip: str) -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError("a bug"), ConnectionResetError("gone")])
 def test_everything_else_is_news(error: Exception | None) -> None:
     assert is_news(record_of(error))
+
+
+# ---- lines of JSON
+
+
+def as_json(**changed: Any) -> dict[str, Any]:
+    record = logging.LogRecord("endstop", logging.WARNING, "", 0, "two\nlines of %s \u2028", ("ü",), None)
+    vars(record).update(changed)
+    text = JsonFormatter().format(record)
+    assert text.isascii()
+    assert "\n" not in text
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_a_record_is_one_line_whatever_is_in_it() -> None:
+    found = as_json()
+    assert found.pop("time").endswith("+00:00")
+    assert found == {"level": "warning", "logger": "endstop", "message": "two\nlines of ü \u2028"}
+
+
+def test_a_traceback_is_in_the_line() -> None:
+    try:
+        raise RuntimeError("a bug")
+    except RuntimeError:
+        found = as_json(exc_info=sys.exc_info(), fields={"x_request_id": "order-7"})
+    assert "RuntimeError: a bug" in found["exception"]
+    assert found["x_request_id"] == "order-7"
+
+
+OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0, None, 31.0, "order-7")
+
+
+def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging.LogRecord:
+    caplog.set_level("INFO", "endstop")
+    sender, receiver = open_channel(ThreadWakeup(), None)
+    sender.send(OUTCOME)
+    writer = RecordWriter(receiver, on_outcome or (lambda outcome: None))
+    writer.write_waiting(0)
+    [record] = caplog.records
+    return record
+
+
+def test_an_outcome_names_the_request_as_its_client_does(caplog: pytest.LogCaptureFixture) -> None:
+    assert written(caplog).getMessage() == (
+        "request job x_request_id=order-7 key=alice outcome=end{EOS} prompt_tokens=5 tokens=3 queue_ms=2 ttft_ms=20 "
+        "longest_gap_ms=- total_ms=31"
+    )
+
+
+def test_an_outcome_has_its_numbers_as_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    found = json.loads(JsonFormatter().format(written(caplog)))
+    for name in ("time", "level", "logger", "message"):
+        found.pop(name)
+    assert found == {
+        "event": "outcome",
+        "job_id": "job",
+        "x_request_id": "order-7",
+        "key": "alice",
+        "outcome": "end",
+        "code": "EOS",
+        "prompt_tokens": 5,
+        "cached_tokens": 2,
+        "completion_tokens": 3,
+        "queue_ms": 1.5,
+        "ttft_ms": 20.25,
+        "decode_ms": 10.0,
+        "longest_gap_ms": None,
+        "total_ms": 31.0,
+    }
+
+
+def test_whoever_counts_is_told_of_each_outcome_once(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Outcome] = []
+    written(caplog, seen.append)
+    assert seen == [OUTCOME]

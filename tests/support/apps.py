@@ -20,7 +20,9 @@ def app_in_process(**changed: Any) -> Iterator[Flask]:
     """The app, READY; `extensions["runner"]` is the gate. Everything is ended behind the test."""
     settings = replace(Settings(), **{"max_slots": 2, "max_queue": 2, "max_context": 128, **changed})
     runner = GatedRunner()
-    engine = Engine(settings, new_wakeup(), lambda s, report: runner.adopt(loaded_model(runner, max_context=128)))
+    engine = Engine(
+        settings, new_wakeup(), lambda s, report: runner.adopt(loaded_model(runner, max_context=s.max_context))
+    )
     app = create_app(settings, engine)
     app.extensions["runner"] = runner
     engine.start()

@@ -62,7 +62,7 @@ class Admission:
         self._is_leaving = is_leaving
         # Guards {is_accepting, inbox, _open, _service_rate, _limits}: each submit is wholly before or wholly after a
         # shutdown, and a client is charged for what was let in and for nothing else.
-        # And {_num_debtors, _has_ended}, and the moment in which tokens begin to be delivered.
+        # And {_num_debtors, _has_ended, num_ended_outside}, and the moment in which tokens begin to be delivered.
         self.lock = new_lock()
         self.is_accepting = False
         self.inbox: deque[Sequence] = deque()
@@ -74,6 +74,7 @@ class Admission:
         # Threads that have taken sequences out of `_open` and still owe them their ending.
         self._num_debtors = 0
         self._has_ended = False
+        self.num_ended_outside = 0
         self.state = EngineState.LOADING
         self.reason = "the model is loading"
 
@@ -81,6 +82,16 @@ class Admission:
     def num_open(self) -> int:
         """Requests accepted and not ended."""
         return len(self._open)
+
+    def open_sequences(self) -> list[Sequence]:
+        """Requests accepted and not ended, in no order."""
+        with self.lock:
+            return list(self._open)
+
+    @property
+    def num_unread_events(self) -> int:
+        """Events that have been sent and wait for their readers."""
+        return sum(sequence.sender.statistics().num_waiting for sequence in self.open_sequences())
 
     # ---- the way in
 
@@ -184,6 +195,7 @@ class Admission:
                     for sequence, _ in told:
                         self._take_out(sequence)
                     self._num_debtors += 1
+                    self.num_ended_outside += len(told)
                     break
             native_sleep(DELIVERY_TICK_S)
         for sequence, terminal in told:

@@ -61,8 +61,10 @@ def outcome_of(sequence: Sequence, terminal: Terminal) -> Outcome:
         sequence.usage,
         queue_ms=_ms(scheduled_at - sequence.submitted_at),
         ttft_ms=ttft_ms,
+        decode_ms=_ms(_decode_s(sequence)),
         longest_gap_ms=None if sequence.longest_gap_s is None else _ms(sequence.longest_gap_s),
         total_ms=_ms(now - sequence.submitted_at),
+        x_request_id=sequence.x_request_id,
     )
 
 

@@ -42,6 +42,7 @@ from worker.errors import (
 )
 from worker.events import StopReason, Terminal
 from worker.observe.log import Record, RecordSender
+from worker.observe.tallies import EngineNumbers, Tallies
 from worker.observe.watchdog import Phase, watch
 from worker.request import SamplingParams
 from worker.settings import Settings
@@ -85,6 +86,7 @@ class Engine:
         self._scheduler = Scheduler(settings.max_slots, settings.step_tokens)
         self._scheduler.forget = self._forget
         self._mask_thread = MaskThread()
+        self.tallies = Tallies()
         self._waiter = ThreadWaiter()
         self._drain_limit_s: float | None = None
         self._drain_at: float | None = None
@@ -137,6 +139,44 @@ class Engine:
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return len(self._scheduler.running)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs; until it is loaded, where it is to run."""
+        model = self._model
+        return model.device if model is not None else self._settings.device
+
+    def numbers(self) -> EngineNumbers:
+        """The engine at this moment, for a monitor. Waits for nothing that the generation thread holds for long."""
+        now = time.monotonic()
+        supervisor, scheduler, num_running = self._supervisor, self._scheduler, self.num_running
+        times = supervisor.phase_times
+        pool, stamp, looked_at = scheduler.pool, supervisor.stamp, supervisor.standstills.looked_at
+        return EngineNumbers(
+            state=self.state.value,
+            device=self.device,
+            uptime_s=now - self.started_at,
+            num_running=num_running,
+            num_waiting=max(0, self.num_open - num_running),
+            cache_usage=1 - pool.num_free / pool.num_blocks if pool.num_blocks else 0.0,
+            cache_remembered=pool.num_remembered / pool.num_blocks if pool.num_blocks else 0.0,
+            num_prefix_tokens=scheduler.num_prefix_tokens,
+            num_prefix_hits=scheduler.num_prefix_hits,
+            num_preempted=scheduler.num_preempted,
+            num_guessed=scheduler.num_guessed,
+            num_ended_outside=self._admission.num_ended_outside,
+            num_standstills=supervisor.standstills.num_standstills,
+            phase=stamp.phase.name.lower(),
+            phase_age_s=max(0.0, now - stamp.at),
+            watchdog_age_s=0.0 if looked_at is None else max(0.0, now - looked_at),
+            backlog_events=self._admission.num_unread_events,
+            phase_total_s={phase.name.lower(): times.total_s[phase] for phase in Phase},
+            phase_longest_s={phase.name.lower(): times.longest_s[phase] for phase in Phase},
+        )
+
+    def open_sequences(self) -> list[Sequence]:
+        """Requests accepted and not ended, to look at: the generation thread goes on changing them."""
+        return self._admission.open_sequences()
 
     def check_room(self, client: str | None = None) -> None:
         """Refuse early what `submit` would refuse, before the work of encoding a prompt; see `Admission.check_room`."""
@@ -324,7 +364,7 @@ class Engine:
         assert self._model is not None
         num_tokens = sum(len(row.token_ids) for row in rows)
         try:
-            self._supervisor.begin(Phase.FORWARD, num_tokens)
+            begun_at = self._supervisor.begin(Phase.FORWARD, num_tokens)
             sampled, logits = self._model.runner.forward(rows)
             for row in rows:
                 self._scheduler.computed(row)
@@ -341,6 +381,7 @@ class Engine:
         while tokens is not None and not self._supervisor.is_stopping:
             draws = self._deliver(draws, tokens)
             tokens = self._sample_again(logits, draws, num_tokens) if draws else None
+        self.tallies.step(time.monotonic() - begun_at, num_tokens)
         return None
 
     def _sample_again(self, logits: torch.Tensor, draws: list[Draw], num_tokens: int) -> SampledTokens | None:
@@ -386,6 +427,7 @@ class Engine:
                 self._fail(sequence, self._fault(error))
             if draw.guesses[:1] == [tokens.token_ids[i]] and sequence.state is SequenceState.RUNNING:
                 self._scheduler.guessed_right(sequence)
+                self.tallies.num_accepted += 1  # the scheduler's own count goes back when the next draw fails
                 right.append(Draw(sequence, draw.place + 1, draw.guesses[1:]))
         return right
 
@@ -397,6 +439,10 @@ class Engine:
         told = spelled(logprobs, token_id, self._model.tokenizer.spell) if logprobs is not None else None
         if sequence.constraint is not None:
             sequence.constraint.advance(token_id)
+        if sequence.last_token_at is None:
+            self.tallies.first_token(len(sequence.prompt_ids), now - sequence.submitted_at)
+        else:
+            self.tallies.next_token(now - sequence.last_token_at)
         reason = deliver_token(sequence, token_id, now, told)
         if reason is not None:
             self._finish(sequence, end_event(sequence, reason))

@@ -69,6 +69,8 @@ class Scheduler:
         self.max_guesses = 0  # next tokens of a sequence that may be guessed and computed with its newest one
         self.num_guessed = 0
         self.num_guessed_right = 0
+        self.num_prefix_tokens = 0  # of those who got a slot: looked for in the cache
+        self.num_prefix_hits = 0  # and found there
         self._max_running = max_running
         self._step_tokens = step_tokens
 
@@ -152,6 +154,8 @@ class Scheduler:
         if sequence.scheduled_at is None:
             sequence.scheduled_at = time.monotonic()
             sequence.num_cached = sequence.num_computed
+            self.num_prefix_tokens += sequence.num_tokens
+            self.num_prefix_hits += sequence.num_cached
         sequence.state = SequenceState.RUNNING
         self.running.append(sequence)
         return True

@@ -55,6 +55,7 @@ class Sequence:
     deadlines: Deadlines
     narrator: Narrator | None = None
     client: str = ""  # the name of the API key that asks; empty where none is needed
+    x_request_id: str = ""  # what the client calls the request that made it; `request_id` is the job's own
     constraint: Constraint | None = None  # what the answer may be, if not any text
     submitted_at: float = field(default_factory=time.monotonic)
 

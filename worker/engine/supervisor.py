@@ -15,6 +15,7 @@ from worker.engine.sequence import Sequence
 from worker.errors import SHUTTING_DOWN, DeadlineExceeded, EngineDead, GenerationFailed, ShuttingDown
 from worker.events import Terminal
 from worker.observe.log import RecordSender
+from worker.observe.tallies import PhaseTimes
 from worker.observe.watchdog import Phase, Stamp, Standstills, all_stacks
 from worker.settings import Settings
 from worker.streams.native import new_lock
@@ -42,6 +43,7 @@ class Supervisor:
         self.started_at = time.monotonic()
         self.stamp = Stamp(Phase.LOADING, self.started_at)
         self.standstills = Standstills()
+        self.phase_times = PhaseTimes(list(Phase))
         self.is_stopping = False
         self.death: GenerationFailed = EngineDead("the generation thread has died; the server is being replaced")
         self.done = new_lock()
@@ -49,6 +51,7 @@ class Supervisor:
     def begin(self, phase: Phase, num_tokens: int = 0) -> float:
         """Note what comes now. Returns the time. Thread: the generation thread."""
         now = time.monotonic()
+        self.phase_times.note(self.stamp.phase, now - self.stamp.at)
         self.stamp = Stamp(phase, now, num_tokens)
         return now
 

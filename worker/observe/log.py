@@ -4,10 +4,13 @@ The generation thread must not touch `logging`: its handlers hold locks that gev
 through a channel, and the housekeeper, an ordinary thread or greenlet of the web side, writes them.
 """
 
+import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TextIO
 
 from worker.events import Usage
@@ -26,6 +29,21 @@ class StderrHandler(logging.StreamHandler[TextIO]):
     def stream(self) -> TextIO:  # type: ignore[override]
         """Looked up for every line."""
         return sys.stderr
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON for each record, ASCII, whatever is in it: `time`, `level`, `logger` and `message`.
+
+    What a record has in `fields` stands beside these, and `exception` is a traceback.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -57,6 +75,7 @@ class Outcome:
         client: The name of the API key that asked; empty where none is needed.
         outcome: `end`, `error` or `cancelled`.
         detail: The stop reason, the error code, or who cancelled.
+        x_request_id: What the client calls the HTTP request, which may have made several; empty if nobody does.
     """
 
     request_id: str
@@ -66,8 +85,10 @@ class Outcome:
     usage: Usage
     queue_ms: float
     ttft_ms: float | None
+    decode_ms: float  # from the first token to the last
     longest_gap_ms: float | None  # between two tokens; None with fewer than two
     total_ms: float
+    x_request_id: str = ""
 
 
 Record = LogLine | Outcome
@@ -98,8 +119,17 @@ class RecordSender:
 class RecordWriter:
     """Writes records to the log and counts outcomes. One consumer at a time."""
 
-    def __init__(self, records: Receiver[Record, None]) -> None:
+    def __init__(
+        self, records: Receiver[Record, None], on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    ) -> None:
+        """Write what comes.
+
+        Args:
+            records: What the engine has to say.
+            on_outcome: Told of every request that has ended, on the housekeeper's thread.
+        """
         self._records = records
+        self._on_outcome = on_outcome
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
     def write_waiting(self, timeout_s: float) -> None:
@@ -116,10 +146,12 @@ class RecordWriter:
 
     def _write_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.outcome, outcome.detail] += 1
+        self._on_outcome(outcome)
         logger.info(
-            "request %s key=%s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
+            "request %s x_request_id=%s key=%s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
             "longest_gap_ms=%s total_ms=%.0f",
             outcome.request_id,
+            outcome.x_request_id or "-",
             outcome.client or "-",
             outcome.outcome,
             outcome.detail,
@@ -129,7 +161,28 @@ class RecordWriter:
             _whole(outcome.ttft_ms),
             _whole(outcome.longest_gap_ms),
             outcome.total_ms,
+            extra={"fields": _fields_of(outcome)},
         )
+
+
+def _fields_of(outcome: Outcome) -> dict[str, object]:
+    """An outcome for those who read JSON. Without prompt and answer, as the line."""
+    return {
+        "event": "outcome",
+        "job_id": outcome.request_id,
+        "x_request_id": outcome.x_request_id,
+        "key": outcome.client,
+        "outcome": outcome.outcome,
+        "code": outcome.detail,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "cached_tokens": outcome.usage.cached_tokens,
+        "completion_tokens": outcome.usage.completion_tokens,
+        "queue_ms": outcome.queue_ms,
+        "ttft_ms": outcome.ttft_ms,
+        "decode_ms": outcome.decode_ms,
+        "longest_gap_ms": outcome.longest_gap_ms,
+        "total_ms": outcome.total_ms,
+    }
 
 
 def _whole(value: float | None) -> str:

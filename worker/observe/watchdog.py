@@ -64,19 +64,21 @@ class Standstills:
     """
 
     def __init__(self) -> None:
-        self._looked_at: float | None = None
+        self.looked_at: float | None = None  # monotonic
+        self.num_standstills = 0
         self._resumed: tuple[Stamp, float] | None = None  # what was under way when it went on, and when that was
 
     def looked(self, stamp: Stamp, now: float) -> None:
         """The watchdog looks. If it comes late, what is under way has all its time once more; but not twice."""
-        is_late = self._looked_at is not None and now - self._looked_at > STANDSTILL_S
+        is_late = self.looked_at is not None and now - self.looked_at > STANDSTILL_S
+        self.num_standstills += is_late
         if is_late and (self._resumed is None or self._resumed[0] is not stamp):
             self._resumed = stamp, now
-        self._looked_at = now
+        self.looked_at = now
 
     def overdue(self, stamp: Stamp, now: float, step_limit_s: float, longest_s: float = math.inf) -> str:
         """As `Stamp.overdue`, but for the time in which the process stood still. Thread: any."""
-        if self._looked_at is not None and now - self._looked_at > STANDSTILL_S:
+        if self.looked_at is not None and now - self.looked_at > STANDSTILL_S:
             return ""  # the watchdog says when it has looked
         if self._resumed is not None and self._resumed[0] is stamp:
             stamp = replace(stamp, at=self._resumed[1])

@@ -1,12 +1,13 @@
 """What the routes share: one object per app, made by `create_app`, how a body is read, and how a job begins."""
 
+import json
 import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flask import current_app, g, request
+from flask import Response, current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from worker.body import Body, parse_body
@@ -23,12 +24,15 @@ from worker.errors import (
 )
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
+from worker.observe.history import History
 from worker.observe.log import RecordWriter
+from worker.observe.metrics import Metrics
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
 from worker.web.auth import client
 from worker.web.patience import body_within
+from worker.web.request_id import request_id
 from worker.web.sse import OpenStreams
 
 EXTENSION = "endstop"
@@ -60,6 +64,8 @@ class Context:
     jobs: Jobs
     streams: OpenStreams
     records: RecordWriter
+    metrics: Metrics
+    history: History
     housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
@@ -68,6 +74,13 @@ def context() -> Context:
     """The context of the app that handles the current request."""
     found: Context = current_app.extensions[EXTENSION]
     return found
+
+
+def count_response(response: Response) -> Response:
+    """Count an answer, by the route as the app has it."""
+    route = request.url_rule.rule if request.url_rule is not None else "(none)"
+    context().metrics.note_response(route, response.status_code)
+    return response
 
 
 def limit_writes() -> None:
@@ -112,6 +125,7 @@ def read_body(schema: type[Body]) -> Body:
         message = f"{request.content_length} bytes were announced and {len(body)} came; send the whole body"
         raise InvalidRequest([FieldError("body", "transfer", message)])
     parse = partial(parse_body, schema, body)
+    g.body = body
     return parse() if len(body) <= PIECE_BYTES else context().aside.run(parse)
 
 
@@ -140,7 +154,12 @@ def start_jobs(
     """
     jobs = context().jobs
     key = request.headers.get(KEY_HEADER)
-    asked: Any = {"client": client(), "num_choices": num_choices, "default_max_tokens": default_max_tokens}
+    asked: Any = {
+        "client": client(),
+        "x_request_id": request_id(),
+        "num_choices": num_choices,
+        "default_max_tokens": default_max_tokens,
+    }
     g.is_generating = True  # its answer says what the client has left
     if key is None:
         return jobs.start(requests, on_disconnect, **asked), {}
@@ -150,6 +169,12 @@ def start_jobs(
             f"must be one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters without a comma; a UUID is good"
         )
         raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
+    # Fields that are no part of a request to generate tell two bodies apart too. How an answer is read does not.
+    fields = {name: value for name, value in json.loads(g.body).items() if name not in ("stream", "stream_options")}
+    body = json.dumps(fields, sort_keys=True)
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
-    found, are_known = jobs.start_once(key, requests, "continue", **asked)
-    return found, {"Idempotent-Replayed": "true"} if are_known else {}
+    found, are_known = jobs.start_once(key, requests, "continue", body=body, **asked)
+    if not are_known:
+        return found, {}
+    context().metrics.note_replay()
+    return found, {"Idempotent-Replayed": "true"}

@@ -127,7 +127,11 @@ def stream_existing(job_id: str) -> Response:
     if request.method == "HEAD":  # Flask adds it to every GET; a reader that nobody reads would be left behind
         return Response(mimetype="text/event-stream", headers=HEADERS)
     with context().streams.reserve() as place:
-        return _stream(job.read(_last_event_id()), place)
+        last = _last_event_id()
+        reader = job.read(last)
+        if last >= 0:
+            context().metrics.note_resume()
+        return _stream(reader, place)
 
 
 @blueprint.get("/v1/jobs/<job_id>")

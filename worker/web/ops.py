@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from worker.engine.admission import EngineState
 from worker.engine.engine import Engine
 from worker.errors import SHUTTING_DOWN, NotReady, Overloaded
+from worker.observe.metrics import CONTENT_TYPE
 from worker.web.context import context
 from worker.web.description import describes
 from worker.web.refusals import RETRY_FAILED_S
@@ -83,6 +84,13 @@ def ready() -> tuple[Response, int] | tuple[Response, int, dict[str, str]]:
         retry_after = {"Retry-After": str(refusal.retry_after_s)}
         return jsonify(state=state, reason=refusal.message), 503, retry_after
     return jsonify(state=EngineState.READY.value, model=shared.settings.model_name), 200
+
+
+@blueprint.get("/metrics")
+@describes("Server", answers={200: "text/plain"})
+def metrics() -> Response:
+    """Counts and times for Prometheus, in its text format."""
+    return Response(context().metrics.exposition(), content_type=CONTENT_TYPE)
 
 
 @blueprint.get("/v1/loading/progress")

@@ -4,7 +4,8 @@ Bounded as generation is: what is long is encoded aside, and what could never be
 Source: vLLM's OpenAI-compatible server, "Tokenizer API".
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Field
@@ -12,7 +13,7 @@ from typing_extensions import TypedDict
 
 from worker.errors import FieldError, InvalidRequest, NotReady, UnknownModel
 from worker.prompts import check_known
-from worker.request import PROMPT_OR_MESSAGES, GenerateRequest, Messages, StrictModel, TokenId
+from worker.request import PROMPT_OR_MESSAGES, TEXT_ONLY, GenerateRequest, Messages, StrictModel, TokenId, Tools
 from worker.web.answers import check_model
 from worker.web.context import context, read_body
 from worker.web.description import describes
@@ -24,6 +25,12 @@ class TokenizeRequest(StrictModel):
     """Body of `POST /tokenize`."""
 
     model_config = PROMPT_OR_MESSAGES
+    refused: ClassVar[Mapping[str, str]] = {
+        "chat_template": "a template is a program; the model's own is used",
+        "chat_template_kwargs": "the model's template gets what generation gives it",
+        "continue_final_message": "an answer begins with a turn of its own",
+        "mm_processor_kwargs": TEXT_ONLY,
+    }
 
     model: str | None = None
     """The model that is served, or nothing."""
@@ -31,6 +38,8 @@ class TokenizeRequest(StrictModel):
     """A text."""
     messages: Messages | None = None
     """A conversation, in place of a text: as the model's chat template writes it."""
+    tools: Tools | None = None
+    """With messages: functions that the model is shown."""
     add_special_tokens: bool | None = None
     """The tokens that the model expects around a text, such as the one that begins it. Default: as for generation."""
     add_generation_prompt: bool = True
@@ -84,7 +93,7 @@ def tokenize() -> Response:
     check_model(body.model)
     shared = context()
     tokens = shared.jobs.tokenize(
-        GenerateRequest.model_construct(prompt=body.prompt, messages=body.messages),
+        GenerateRequest.model_construct(prompt=body.prompt, messages=body.messages, tools=body.tools),
         add_special_tokens=body.add_special_tokens,
         add_generation_prompt=body.add_generation_prompt,
     )
