@@ -3,13 +3,15 @@
 import logging
 import os
 import threading
+import time
 
 from flask import Flask
 
 from worker.engine.engine import Engine
 from worker.engine.loader import load
 from worker.jobs import Jobs
-from worker.observe.log import RecordWriter
+from worker.observe.history import History
+from worker.observe.log import Outcome, RecordWriter
 from worker.observe.metrics import Metrics, WebNumbers
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
@@ -24,7 +26,9 @@ from worker.web import (
     native,
     openai,
     openapi,
+    operations,
     ops,
+    page,
     refusals,
     request_id,
     responses,
@@ -66,15 +70,22 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         engine.tallies,
         lambda: WebNumbers(streams.num_open, jobs.num_jobs, *jobs.num_grammars),
     )
-    records = RecordWriter(engine.records, metrics.note_outcome)
+    history = History(engine.numbers, engine.tallies)
+
+    def note_outcome(outcome: Outcome) -> None:
+        metrics.note_outcome(outcome)
+        history.note_outcome(outcome)
+
+    records = RecordWriter(engine.records, note_outcome)
 
     app = Flask("endstop", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
-    housekeeper = threading.Thread(target=_keep_house, args=(jobs, records), name="housekeeper", daemon=True)
-    app.extensions[EXTENSION] = Context(settings, engine, jobs, streams, records, metrics, housekeeper)
-    rooms = (native, openai, chat_completions, completions, responses, messages, tokenization, ops, openapi)
-    for room in rooms:
+    housekeeper = threading.Thread(target=_keep_house, args=(jobs, records, history), name="housekeeper", daemon=True)
+    shared = Context(settings, engine, jobs, streams, records, metrics, history, housekeeper)
+    app.extensions[EXTENSION] = shared
+    apis = (native, openai, chat_completions, completions, responses, messages, tokenization)
+    for room in (*apis, ops, operations, openapi, page):
         app.register_blueprint(room.blueprint)
     refusals.install(app)
     request_id.install(app)
@@ -91,11 +102,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     return app
 
 
-def _keep_house(jobs: Jobs, records: RecordWriter) -> None:
-    """Write the engine's records and forget old jobs, until the engine is gone."""
+def _keep_house(jobs: Jobs, records: RecordWriter, history: History) -> None:
+    """Write the engine's records, look how it is doing and forget old jobs, until the engine is gone."""
     while True:
         try:
             records.write_waiting(HOUSEKEEPING_S)
+            history.sample(time.monotonic())
             jobs.sweep()
         except EndOfChannel:
             return

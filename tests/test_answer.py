@@ -11,7 +11,6 @@ from tests.support import templates
 from worker.answer import (
     PLAIN,
     AnswerFormat,
-    AnswerParser,
     CallArguments,
     CallBegun,
     CallEnded,
@@ -21,6 +20,7 @@ from worker.answer import (
     Text,
     answer_format_of,
 )
+from worker.answer_parser import AnswerParser
 from worker.events import Likelihood, Token, TokenLogprob
 from worker.request import GenerateRequest
 
@@ -193,6 +193,25 @@ def test_a_call_that_is_cut_is_not_complete(cut: int) -> None:
     parts, num_calls = parsed(HERMES, ['<tool_call>{"name": "weather", "arguments": ' + arguments])
     assert joined(parts) == call(0, "weather", arguments)[:2]
     assert num_calls == 0
+
+
+NO_JSON = ["{city: Rome}", '{"a": 1,}', '{"a": NaN}', '{"a": 1e999}', '{"a": "x\ny"}', '{"a": "\\ud800"}']
+
+
+@pytest.mark.parametrize("arguments", NO_JSON)
+def test_a_call_whose_arguments_are_no_json_is_not_complete(arguments: str) -> None:
+    broken = f"<tool_call>{one('weather', arguments)}</tool_call>"
+    assert read(HERMES, broken) == call(0, "weather", arguments)[:2]
+    assert parsed(HERMES, [broken])[1] == 0
+    then = f"<tool_call>{one('time', '{}')}</tool_call> and"
+    assert read(HERMES, broken + then) == [*call(0, "weather", arguments)[:2], *call(1, "time", "{}"), Text("and")]
+    assert read(FORMATS["hermes, one call"], broken + then) == call(0, "weather", arguments)[:2]
+
+
+@pytest.mark.parametrize("arguments", NO_JSON)
+def test_arguments_in_front_of_their_name_that_are_no_json_are_text(arguments: str) -> None:
+    text = f'<tool_call>{{"arguments": {arguments}, "name": "weather"}}</tool_call>'
+    assert read(HERMES, text) == [Text(text)]
 
 
 def test_of_several_calls_one_that_is_cut_makes_none_complete() -> None:

@@ -1,12 +1,14 @@
 """docs/api.md says of each field of each API what the schemas say of it."""
 
 import json
+from typing import Any
 
 import pytest
 
 from tests.api_table import APIS, PAGE, Api, written
 from worker.body import parse_body
 from worker.errors import InvalidRequest
+from worker.request import StrictModel
 
 
 def test_the_page_is_as_the_schemas_are() -> None:
@@ -25,4 +27,20 @@ def test_what_the_table_calls_refused_is_refused_by_name(api: Api) -> None:
     for name in api.refused:
         with pytest.raises(InvalidRequest) as refusal:
             parse_body(api.body, json.dumps({name: "x"}).encode())
-        assert name in [error.field for error in refusal.value.errors if error.constraint == "unknown_field"]
+        (error,) = [error for error in refusal.value.errors if error.field == name]
+        assert error.constraint == "unknown_field"
+        assert api.refused[name] in error.message
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_null_for_a_refused_field_asks_for_nothing(api: Api) -> None:
+    """Typed clients send null for every field that was not set."""
+    assert _wrong_fields(api.body, dict.fromkeys(api.refused)) == _wrong_fields(api.body, {})
+
+
+def _wrong_fields(body: type[StrictModel], fields: dict[str, Any]) -> list[str]:
+    try:
+        parse_body(body, json.dumps(fields).encode())
+    except InvalidRequest as refusal:
+        return [error.field for error in refusal.errors]
+    return []

@@ -165,6 +165,20 @@ def test_who_does_not_have_to_call_says_what_it_likes(choice: Any) -> None:
     assert grammar(AnswerFormat(calls=CallFormat.HERMES), tool_choice=choice) is None
 
 
+def test_an_answer_whose_form_is_given_is_that_or_calls() -> None:
+    asked: Any = {"tools": TOOLS, "tool_choice": "auto", "field": "response_format"}
+    asked["response_format"] = {"type": "json_object"}
+    rules = grammar(AnswerFormat(calls=CallFormat.HERMES, reasoning=("<think>", "</think>")), **asked)
+    assert rules is not None
+    assert rules[:2] == ['start: call ("\\n" call)* | answer', f"answer: {json_rule({'type': 'object'})}"]
+    one = grammar(AnswerFormat(calls=CallFormat.MISTRAL, special_marks=SPECIAL), parallel_tool_calls=False, **asked)
+    assert one is not None
+    assert one[0] == 'start: <[5]> "[" call "]" | answer'
+    with pytest.raises(InvalidRequest, match="without a mark") as refusal:
+        grammar(AnswerFormat(calls=CallFormat.LLAMA3), **asked)
+    assert [error.field for error in refusal.value.errors] == ["response_format"]
+
+
 def test_references_in_a_schema_stay_at_its_root() -> None:
     schema = {"$defs": {"a": {"type": "integer"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]

@@ -143,6 +143,7 @@ ACCEPTED: list[tuple[str, list[Any]]] = [
             # as openai-python sends an answer back
             [CALLED | {"content": None, "refusal": None, "annotations": None, "audio": None, "function_call": None}],
             [{"role": "assistant", "content": "{}", "parsed": {}}],
+            [{"role": "assistant", "content": "x", "annotations": []}],  # as OpenAI answers
             [{"role": "assistant", "tool_calls": [CALL | {"index": 0}]}],
             [{"role": "assistant", "tool_calls": [CALL | {"function": CALL["function"] | {"parsed_arguments": {}}}]}],
         ],
@@ -250,6 +251,7 @@ def test_tokens_that_are_refused_are_named() -> None:
         ([{"role": "assistant"}], ["messages.0.content"]),
         ([{"role": "assistant", "tool_calls": []}], ["messages.0.tool_calls", "messages.0.content"]),
         ([CALLED | {"refusal": "no"}], ["messages.0.refusal"]),
+        ([CALLED | {"annotations": [{"type": "url_citation"}]}], ["messages.0.annotations"]),
         ([CALLED | {"function_call": {}}], ["messages.0.function_call"]),
         ([{"role": "assistant", "tool_calls": [CALL | {"id": ""}]}], ["messages.0.tool_calls.0.id", *NO_CONTENT]),
         ([{"role": "assistant", "tool_calls": [called_with("[]")]}], [*BAD_ARGUMENTS, *NO_CONTENT]),
@@ -269,6 +271,13 @@ def test_tokens_that_are_refused_are_named() -> None:
 )
 def test_messages_that_are_refused(messages: Any, fields: list[str]) -> None:
     assert refused_fields(messages=messages) == fields
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    """Clients that join what was streamed have an empty text then."""
+    (message,) = parse(messages=[CALLED | {"tool_calls": [called_with("")]}]).messages or []
+    (call,) = message.tool_calls or []
+    assert call.arguments == {}
 
 
 def test_the_schema_and_the_tests_name_the_same_fields() -> None:
@@ -327,7 +336,9 @@ def test_an_answer_of_a_given_form_has_no_place_for_calls(form: str) -> None:
     def conflicts(**fields: Any) -> list[str]:
         return GenerateRequest.conflicts({"messages": HELLO, "tools": [WEATHER], **fields})
 
-    assert form in conflicts(**{form: {"type": "json_object"}})[0]
+    assert form in conflicts(**{form: {"type": "json_object"}}, tool_choice="required")[0]
+    if form != "response_format":  # an answer is that, or calls
+        assert form in conflicts(**{form: {"type": "json_object"}})[0]
     assert conflicts(**{form: {"type": "json_object"}}, tool_choice="none") == []
     assert conflicts(**{form: {"type": "text"}}) == []
     assert GenerateRequest.conflicts({"messages": HELLO, form: {"type": "json_object"}}) == []
@@ -657,6 +668,30 @@ def test_logprobs_have_a_name_in_each_api() -> None:
     assert parse_body(CompletionRequest, body(logprobs=3)).to_generate()[0].sampling(1).logprobs == 3
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"store": False},
+        {"service_tier": "auto"},
+        {"service_tier": "default"},
+        {"modalities": ["text"]},
+        {"safety_identifier": "x", "prompt_cache_key": "y", "user": "z", "metadata": {"a": "b"}},
+        {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": None}},
+        {"stream": True, "stream_options": {"include_obfuscation": False}},
+    ],
+)
+def test_what_asks_for_what_is_done_anyway_changes_nothing(fields: dict[str, Any]) -> None:
+    """Clients say so by default; to refuse it would be to refuse them."""
+    request = parse_body(ChatCompletionRequest, json.dumps({"messages": HELLO, **fields}).encode())
+    assert request.to_generate() == parse(messages=HELLO)
+    assert not request.include_usage
+
+
+def test_as_many_answers_as_are_given_are_made() -> None:
+    for fields in ({"best_of": 1}, {"best_of": 1, "n": 1}, {"best_of": 3, "n": 3}):
+        assert parse_body(CompletionRequest, body(**fields)).to_generate() == [parse()]
+
+
 def test_every_shared_field_is_translated() -> None:
     chosen: dict[str, Any] = {
         "temperature": 0.5,
@@ -692,6 +727,11 @@ def test_every_shared_field_is_translated() -> None:
         ({"stream": "yes"}, ["stream"]),
         ({"stream": True, "stream_options": {"include_usage": 1}}, ["stream_options.include_usage"]),
         ({"stream": True, "stream_options": {"chunk": 1}}, ["stream_options.chunk"]),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, ["stream_options.include_obfuscation"]),
+        ({"store": True}, ["store"]),
+        ({"service_tier": "priority"}, ["service_tier"]),
+        ({"modalities": ["text", "audio"]}, ["modalities"]),
+        ({"modalities": []}, ["modalities"]),
         ({"stream_options": {"include_usage": True}}, ["body"]),
         ({"max_tokens": 1, "max_completion_tokens": 1}, ["body"]),
         ({"tools": []}, ["tools"]),
@@ -718,7 +758,8 @@ def test_chat_completions_that_are_refused(fields: dict[str, Any], expected: lis
         ({"echo": True, "logprobs": 1}, "body"),
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 2}, "best_of"),
+        ({"best_of": 2}, "body"),
+        ({"best_of": 1, "n": 2}, "body"),
     ],
 )
 def test_completions_that_are_refused(fields: dict[str, Any], expected: str) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from worker.errors import FieldError, InvalidRequest
 from worker.request import TAG_PREFIX, StrictModel
@@ -49,7 +49,8 @@ def parse_body(schema: type[Body], body: bytes) -> Body:
     if b"\\u" in body and not _is_text(data):
         raise _no_json("the body has half of a surrogate pair in it, which is no text")
     # An explicit null asks for the default, in OpenAI's API and so in ours; on an unknown field it is still unknown.
-    data = {name: value for name, value in data.items() if value is not None or name not in schema.model_fields}
+    known = schema.model_fields.keys() | schema.refused.keys()
+    data = {name: value for name, value in data.items() if value is not None or name not in known}
     errors = [FieldError("body", "conflict", message) for message in schema.conflicts(data)]
     try:
         request = schema.model_validate(data)
@@ -124,7 +125,7 @@ def _json_type(data: object) -> str:
     return names.get(type(data), "null")
 
 
-def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[FieldError]:
+def _field_errors(error: ValidationError, schema: type[StrictModel]) -> list[FieldError]:
     if error.error_count() > _NO_MORE_THAN:
         return [FieldError("body", "too_many", f"{error.error_count()} fields are wrong; mend the first and try again")]
     found = []
@@ -133,7 +134,9 @@ def _field_errors(error: ValidationError, schema: type[BaseModel]) -> list[Field
         field = shorten(".".join(path)) or "body"
         if problem["type"] == "extra_forbidden":
             message = "is not supported; remove it"
-            if len(path) == 1:
+            if len(path) == 1 and field in schema.refused:
+                message += f": {schema.refused[field]}"
+            elif len(path) == 1:
                 message += f" (supported: {', '.join(sorted(schema.model_fields))})"
             entry = FieldError(field, "unknown_field", message)
         else:

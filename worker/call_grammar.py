@@ -1,9 +1,9 @@
 """The language of answers with calls, for the grammars of structure.py. Pure: no I/O, any thread.
 
 An answer that has to call is calls and nothing else. In one that may, a tool that asks for it with `strict` gets
-arguments that fit its schema, and what is not a call is any text. Calls are those of the model's own format, written as
-its template writes them: another way would be kept to as well, and less well answered. Reasoning may be in front where
-the model has any.
+arguments that fit its schema, and what is not a call is any text. Where the form of an answer is given, it is that or
+calls. Calls are those of the model's own format, written as its template writes them: another way would be kept to as
+well, and less well answered. Reasoning may be in front where the model has any, and no form is given.
 """
 
 import json
@@ -11,8 +11,9 @@ import re
 from typing import Any
 
 from worker.answer import AnswerFormat, CallFormat
+from worker.errors import FieldError, InvalidRequest
 from worker.request import GenerateRequest, NamedTool, Tool
-from worker.structure import Structure, check_length, json_rule
+from worker.structure import Structure, check_length, json_rule, structure_of
 
 # In front of all calls, before and after the arguments of one, between two, and behind all.
 _SHAPES = {
@@ -40,7 +41,7 @@ def structure_of_calls(request: GenerateRequest, answer_format: AnswerFormat) ->
         answer_format: That of the request.
 
     Raises:
-        InvalidRequest: It is too long, or a schema says what is not a client's to say.
+        InvalidRequest: It is too long, a schema says what is not a client's to say, or what is no call could be one.
     """
     if answer_format.calls is None:
         return None
@@ -53,6 +54,12 @@ def structure_of_calls(request: GenerateRequest, answer_format: AnswerFormat) ->
             numbered = [(i, tool) for i, tool in numbered if tool.function.name == choice.function.name]
         is_one = isinstance(choice, NamedTool) or not answer_format.has_many_calls
         structure = Structure("tools", writer.calls_alone(numbered, is_one=is_one))
+    elif (form := structure_of(request, answer_format)) is not None:
+        if not _MARKS[answer_format.calls]:
+            message = "does not go with tools: this model's calls are JSON without a mark; leave one of them out"
+            raise InvalidRequest([FieldError("response_format", "chat_template", message)])
+        is_one = not answer_format.has_many_calls
+        structure = Structure(form.field, writer.calls_or(numbered, form.grammar, is_one=is_one))
     elif strict:
         structure = Structure(f"tools.{strict[0]}.function.strict", writer.calls_in_text(numbered))
     else:
@@ -76,6 +83,13 @@ class _Writer:
         start = _sequence(self._reasoning(), self._text(self._front), "call", more, self._text(self._behind))
         rules = [f"start: {start}", *self._reasoning_rules()]
         return "\n".join([*rules, *self._call_rules(numbered, "", has_to_fit=True)])
+
+    def calls_or(self, numbered: list[tuple[int, Tool]], form: str, *, is_one: bool) -> str:
+        """One call or several, or else an answer of a form, whose grammar is one line."""
+        more = "" if is_one else f"({self._text(self._separator)} call)*"
+        calls = _sequence(self._text(self._front), "call", more, self._text(self._behind))
+        rules = [f"start: {calls} | answer", f"answer: {form.removeprefix('start: ')}"]
+        return "\n".join([*rules, *self._call_rules(numbered, "", has_to_fit=False)])
 
     def calls_in_text(self, numbered: list[tuple[int, Tool]]) -> str:
         """Any text, and calls in it."""

@@ -62,6 +62,7 @@ class Jobs:
         requests: list[GenerateRequest],
         on_disconnect: OnDisconnect,
         *,
+        body: str = "",
         client: str = "",
         x_request_id: str = "",
         num_choices: int = 1,
@@ -72,6 +73,9 @@ class Jobs:
         What was refused has used up no key. A key is free again when its jobs have expired. Another client may use it
         too, and hears nothing of this one's jobs.
 
+        Args:
+            body: What else has to be the same the next time.
+
         Returns:
             The jobs, and whether they were there already.
 
@@ -80,7 +84,7 @@ class Jobs:
             NotReady, Overloaded, RateLimited, InvalidRequest: As `start`.
         """
         place = client, key
-        asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]}"
+        asked = f"{default_max_tokens} {num_choices} {[request.model_dump_json() for request in requests]} {body}"
         digest = hashlib.sha256(asked.encode()).digest()
         self._check_number(len(requests) * num_choices)
         with self._keys_lock:

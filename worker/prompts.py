@@ -94,9 +94,10 @@ def check_fits(request: GenerateRequest, num_prompt_tokens: int, max_context: in
         InvalidRequest: It can never fit.
     """
     if num_prompt_tokens >= max_context:
+        # Clients that make a conversation shorter look for Anthropic's words, and for OpenAI's about the maximum.
         message = (
-            f"is {least}{num_prompt_tokens} tokens long; prompt and answer together may have {max_context}, so send "
-            f"at most {max_context - 1}"
+            f"the prompt is too long: it has {least}{num_prompt_tokens} tokens, and this model's maximum context "
+            f"length is {max_context}, with the answer; so send at most {max_context - 1}"
         )
         raise InvalidRequest([FieldError(_input_field(request), "context_length", message)])
 
@@ -158,8 +159,8 @@ def max_tokens_of(
         return left if default_max_tokens is None else min(left, default_max_tokens)
     if request.max_tokens > left:
         message = (
-            f"is {shorten(str(request.max_tokens))}, and the prompt has {num_prompt_tokens} tokens; together they may "
-            f"have {max_context}, so ask for at most {left}"
+            f"is {shorten(str(request.max_tokens))}, and the prompt has {num_prompt_tokens} tokens; this model's "
+            f"maximum context length is {max_context}, for both, so ask for at most {left}"
         )
         raise InvalidRequest([FieldError("max_tokens", "context_length", message)])
     return request.max_tokens

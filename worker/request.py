@@ -7,8 +7,9 @@ bytes. Pure: no I/O, any thread.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,12 @@ MAX_TOP_LOGPROBS = 20  # OpenAI's
 MAX_TOOLS = 128  # OpenAI's
 MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
+
+# Why several APIs' fields are refused.
+TEXT_ONLY = "the model reads and writes text"
+NO_CONTROL = "the model has no such control"
+NOT_ELSEWHERE = "nothing is sent elsewhere"
+IS_AUTOMATIC = "prompts that begin alike share what was computed, without being asked"
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _ListOfStops = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
@@ -79,6 +86,10 @@ class StrictModel(BaseModel):
     # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
+    # Fields that the API has elsewhere, and why they are refused here. Typed clients send null for all that was not
+    # set, and null asks for nothing: those alone are let through.
+    refused: ClassVar[Mapping[str, str]] = {}
+
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:
         """Fields that do not go together, in words. Looks at raw data: what else is wrong must not hide it."""
@@ -111,14 +122,21 @@ Prompt = Annotated[
 ]
 
 
-def _json_object(text: str) -> str:
+def is_json_object(text: str) -> bool:
+    """Whether a text is a JSON object that can be written again: Python reads more than that."""
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a model could read
-        is_object = isinstance(value, dict)
+        # Half of a surrogate pair is no text that a model could read, and NaN and 1e999 are no numbers of JSON.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        is_object = False
-    if not is_object:
+        return False
+    return isinstance(value, dict)
+
+
+def _json_object(text: str) -> str:
+    if not text:  # what clients have that join the pieces of a stream, if a call without arguments had none
+        return "{}"
+    if not is_json_object(text):
         raise PydanticCustomError("json_object", "must be the text of a JSON object")
     return text
 
@@ -158,9 +176,9 @@ class Message(StrictModel):
     tool_call_id: Annotated[str | None, Field(validate_default=True)] = None
     reasoning_content: str | None = None
     content: Annotated[Content | None, Field(validate_default=True)] = None
-    # Fields of an answer that say nothing when they are null, and are nothing here when they say something.
+    # Fields of an answer that say nothing when they are null or empty, and are nothing here when they say something.
     refusal: None = None
-    annotations: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
     parsed: Any = None  # the content once more, which the parse helpers of openai-python add
@@ -409,9 +427,11 @@ class ToolFields(StrictModel):
         if wanted and wanted[0] not in names:
             found.append(f"tool_choice names {wanted[0]!r:.70}, which is none of the tools; add it or name another")
         if choice != "none":
+            has_to_call = choice == "required" or bool(wanted)
             found += [
                 f"{name} and tools do not go together; leave one out, or set tool_choice to none"
                 for name in _structures_in(data)
+                if has_to_call or name != "response_format"  # of this and calls, the answer is one or the other
             ]
         if choice == "required" or wanted:
             found += _cuts_in(data, "tool_choice")

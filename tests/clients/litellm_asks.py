@@ -26,12 +26,18 @@ def main(base_url: str, model: str, question: str) -> None:
         refusal = None
     except litellm.exceptions.BadRequestError as error:
         refusal = str(error)
+    try:
+        litellm.completion(**{**asked, "messages": [{"role": "user", "content": "hello " * 3000}]})
+        is_known_to_be_too_long = False
+    except litellm.exceptions.ContextWindowExceededError:
+        is_known_to_be_too_long = True
     said = {
         "whole": whole.choices[0].message.content,
         "completion_tokens": whole.usage.completion_tokens,
         "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in chunks),
         "finish_reason": chunks[-1].choices[0].finish_reason,
         "refusal": refusal,
+        "is_known_to_be_too_long": is_known_to_be_too_long,
     }
     sys.stdout.write(json.dumps(said) + "\n")
 

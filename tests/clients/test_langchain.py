@@ -1,6 +1,7 @@
 """LangChain's ChatOpenAI."""
 
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import SecretStr
@@ -33,6 +34,11 @@ def test_it_streams(model: ChatOpenAI) -> None:
 
 def test_it_asks_many_at_once(model: ChatOpenAI) -> None:
     assert [answer.content for answer in model.batch([QUESTION] * 5)] == [ANSWER] * 5
+
+
+def test_it_knows_that_a_conversation_is_too_long(model: ChatOpenAI) -> None:
+    with pytest.raises(ContextOverflowError):
+        model.invoke("hello " * 3000)
 
 
 def test_log_probabilities_come_with_the_answer(model: ChatOpenAI) -> None:

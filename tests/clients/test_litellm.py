@@ -28,3 +28,4 @@ def test_it_answers_streams_and_is_refused(served: Server) -> None:
     assert (said["whole"], said["streamed"], said["finish_reason"]) == (ANSWER, ANSWER, "stop")
     assert said["completion_tokens"] > 0
     assert "top_k" in said["refusal"]
+    assert said["is_known_to_be_too_long"]

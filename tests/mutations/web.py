@@ -94,8 +94,8 @@ _STREAMS = [
     ),
     context(
         "who names a key means to come back",
-        '    found, are_known = jobs.start_once(key, requests, "continue", **asked)\n',
-        "    found, are_known = jobs.start_once(key, requests, on_disconnect, **asked)\n",
+        '    found, are_known = jobs.start_once(key, requests, "continue", body=body, **asked)\n',
+        "    found, are_known = jobs.start_once(key, requests, on_disconnect, body=body, **asked)\n",
         "test_a_chat_with_a_key_that_is_sent_again_is_one_job",
     ),
 ]
@@ -344,6 +344,12 @@ _REQUESTS = [
         "test_nesting_has_a_limit_of_its_own_which_is_named",
     ),
     bytes_in(
+        "null for a refused field asks for nothing",
+        "    known = schema.model_fields.keys() | schema.refused.keys()\n",
+        "    known = schema.model_fields.keys()\n",
+        "tests/test_api_table.py::test_null_for_a_refused_field_asks_for_nothing",
+    ),
+    bytes_in(
         "a field that is there twice is refused",
         "    if len(fields) < len(pairs):\n",
         "    if False:\n",
@@ -381,7 +387,7 @@ _TOKENS = [
 _DOCUMENT = [
     document(
         "in a body null asks for the default",
-        "        _let_null_ask_for_defaults(components[name])\n",
+        "        _let_null_ask_for_defaults(components[body.__name__])\n",
         "        pass\n",
         "test_the_schema_of_a_body_says_what_parsing_it_says",
     ),

@@ -101,6 +101,28 @@ def test_a_chat_with_a_key_that_is_sent_again_is_one_job(app: Flask, path: str, 
     assert client.post(path, json=body | {"max_tokens": 2}, headers=key).status_code == 422
 
 
+RESPONSE = {"input": "hello", "max_output_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "more"),
+    [
+        ("/v1/completions", COMPLETION, {"echo": True}),
+        ("/v1/chat/completions", CHAT, {"metadata": {"a": "b"}}),
+        ("/v1/responses", RESPONSE, {"metadata": {"a": "b"}}),
+        ("/v1/responses", RESPONSE, {"background": True}),
+        ("/v1/responses", RESPONSE, {"store": False}),
+    ],
+)
+def test_a_key_belongs_to_all_of_a_body(app: Flask, path: str, body: Any, more: Any) -> None:
+    """Also to what the model is not told: the second would be answered as if it had not been there."""
+    app.extensions["runner"].open()
+    client, key = app.test_client(), {"Idempotency-Key": "key"}
+    assert client.post(path, json=body, headers=key).status_code == 200
+    assert client.post(path, json=body | more, headers=key).status_code == 422
+    assert client.post(path, json=body | {"stream": True, "stream_options": {}}, headers=key).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "body"), [("/v1/jobs", PROMPT), *ROUTES])
 @pytest.mark.parametrize("key", ["", "a,b", "x" * 256])
 def test_a_key_that_is_none_or_two_is_refused(app: Flask, path: str, body: Any, key: str) -> None:

@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from tests.support.apps import app_in_process
 from tests.support.engines import wait_until
 from worker.keys import ApiKeys, KeyLimits
+from worker.web import page
 
 ALICE, BOB = "alice-has-this-key", "bob-has-another-one"
 KEYS = ApiKeys.parse(f"alice:{ALICE},bob:{BOB}")
@@ -52,7 +53,7 @@ def shared(app: Flask) -> Any:
 # ---- keys
 
 
-OPEN = ["/health", "/ready", "/v1/ready", "/docs", "/openapi.json"]
+OPEN = ["/health", "/ready", "/v1/ready", "/docs", "/openapi.json", *page.PATHS]
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -70,7 +71,8 @@ def test_everything_else_needs_one(idle: Flask) -> None:
         if rule.rule not in OPEN
     ]
     assert len(asked) > 20
-    for method, path in [*asked, ("GET", "/nope"), ("GET", "/metrics"), ("GET", "/health/"), ("GET", "//health")]:
+    lookalikes = ("/nope", "/metrics", "/health/", "/%2Fv1/models", "/page/", "/page/nope.js", "/page/../v1/models")
+    for method, path in [*asked, *(("GET", path) for path in lookalikes)]:
         answer = idle.test_client().open(path, method=method)
         assert answer.status_code == 401, (method, path)
         assert answer.headers["WWW-Authenticate"] == "Bearer"

@@ -1,22 +1,17 @@
 """The page that shows the document: it asks nobody else for anything, and everything is on it."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from flask import Flask
 
+from tests.support.browser import CHROMIUM, QUIET, needs_chromium
 from tests.support.servers import running_server
 from worker.settings import EMBEDDED_MODEL
 from worker.web import openapi
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PATIENT = ["--virtual-time-budget=10000"]  # until the document is there
 
 
@@ -39,7 +34,7 @@ def test_it_sets_text_and_never_markup() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@needs_chromium
 def test_a_browser_shows_every_route_and_every_field(tmp_path: Path) -> None:
     assert CHROMIUM is not None
     profile = tmp_path / "profile"

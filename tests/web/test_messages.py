@@ -185,6 +185,31 @@ def test_tokens_are_counted_without_a_slot(gated: Server) -> None:
         one.close()
 
 
+def test_what_is_empty_in_a_conversation_is_nothing(gated: Server) -> None:
+    gated.allow(100)
+    call = {"type": "tool_use", "id": "x", "name": "look", "input": {}}
+
+    def conversation(result: dict[str, Any]) -> dict[str, Any]:
+        answer = {"type": "tool_result", "tool_use_id": "x"} | result
+        turns = [*USER, {"role": "assistant", "content": [call]}, {"role": "user", "content": [answer]}]
+        return {"model": "endstop-tiny", "messages": turns}
+
+    counted = [
+        gated.post("/v1/messages/count_tokens", conversation(result) | more).json()["input_tokens"]
+        for result, more in (({}, {}), ({"content": []}, {}), ({"content": ""}, {"system": []}))
+    ]
+    assert counted[0] == counted[1] == counted[2]
+
+
+def test_the_name_of_a_tool_may_be_as_long_as_anthropics(gated: Server) -> None:
+    for length in (128, 129):
+        tools = [{"name": "x" * length, "input_schema": {"type": "object"}}]
+        answer = gated.post(
+            "/v1/messages", RAW | {"tools": tools}
+        )  # no room for it in the context, which is refused too
+        assert ("tools.0.name" in answer.text) == (length == 129)
+
+
 # ---- what goes wrong
 
 
@@ -255,7 +280,7 @@ def test_a_cancelled_message_ends_with_an_error(gated: Server) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice asks for a call"),
         ({"container": "x"}, "container"),
         ({"stop_sequences": ["a", "b", "c", "d", "e"]}, "stop_sequences"),
-        ({"messages": [{"role": "user", "content": "hello " * 1000}]}, "messages: is at least"),
+        ({"messages": [{"role": "user", "content": "hello " * 1000}]}, "the prompt is too long: it has at least"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(gated: Server, fields: dict[str, Any], named: str) -> None:
@@ -393,3 +418,40 @@ def test_a_call_is_answered_and_goes_on() -> None:
             forced = client.messages.create(**ask, messages=[asked], tool_choice={"type": "tool", "name": "Weather"})
             assert [block.type for block in forced.content if block.type != "thinking"] == ["tool_use"]
             assert forced.stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize("behind", ["", "\nAnd more."])
+def test_a_call_whose_arguments_are_no_json_is_not_in_the_whole_answer(behind: str) -> None:
+    """A model may write what it likes, and a client may not be answered 500 for it."""
+    ask = RAW | {"max_tokens": 200, "tools": [{"name": "Weather", "input_schema": SCHEMA}]}
+    call = '<tool_call>\n{"name": "Weather", "arguments": {city: Rome}}\n</tool_call>' + behind
+    with speaking_app(templates.QWEN3) as app:
+        whole = app.test_client().post("/v1/messages", json=ask | {"messages": [say(call)]})
+        assert whole.status_code == 200, whole.text
+        assert [block.get("text") for block in whole.get_json()["content"]] == ["And more."] * bool(behind)
+        assert whole.get_json()["stop_reason"] == "end_turn"
+        body = ask | {"messages": [say(call)], "stream": True}
+        events = events_in(app.test_client().post("/v1/messages", json=body).data)
+        assert assert_told_once(events)["type"] == "message_stop"
+        stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
+        assert stops == [0, 1][: 1 + bool(behind)]
+
+
+def test_the_tool_runner_goes_on_without_a_thread() -> None:
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return "<say>Take an umbrella.</say>" if city == "Rome" else ""
+
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    with speaking_app(templates.QWEN3) as app:
+        transport = httpx2.WSGITransport(app=app)
+        with anthropic.Anthropic(
+            base_url="http://endstop", api_key="none", max_retries=0, http_client=httpx2.Client(transport=transport)
+        ) as client:
+            runner = client.beta.messages.tool_runner(
+                model="endstop-tiny", max_tokens=200, tools=[weather], messages=[say(call)]
+            )
+            called, then = list(runner)
+    assert called.stop_reason == "tool_use"
+    assert [block.text for block in then.content if block.type == "text"] == ["Take an umbrella."]

@@ -103,6 +103,19 @@ def test_bad_requests_are_the_clients_own_errors(gated: Server, client: openai.O
         client.chat.completions.create(model="another", messages=MESSAGES)
 
 
+def test_what_clients_act_on_has_openais_code(client: openai.OpenAI) -> None:
+    too_long: Any = [{"role": "user", "content": "hello " * 3000}]
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model="endstop-tiny", messages=too_long)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
+    with pytest.raises(openai.BadRequestError) as more:
+        client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, max_completion_tokens=10**6)
+    assert (more.value.code, more.value.param) == ("context_length_exceeded", "max_completion_tokens")
+    with pytest.raises(openai.NotFoundError) as another:
+        client.chat.completions.create(model="another", messages=MESSAGES)
+    assert another.value.code == "model_not_found"
+
+
 def test_pings_do_not_disturb_the_client(gated: Server, client: openai.OpenAI) -> None:
     with client.chat.completions.create(
         model="endstop-tiny", messages=MESSAGES, max_tokens=2, temperature=0, stream=True
@@ -249,6 +262,18 @@ def test_logprobs_of_completions_have_their_own_shape(gated: Server, client: ope
     assert told.text_offset == [0, 1, 2]
     assert told.token_logprobs == [top[token] for top, token in zip(told.top_logprobs or (), told.tokens, strict=True)]
     assert all(len(top) == 2 for top in told.top_logprobs or ())
+    told = (
+        client.completions.create(
+            model="endstop-tiny", prompt="hello", max_tokens=3, temperature=0, logprobs=2, logit_bias={"5": 100}
+        )
+        .choices[0]
+        .logprobs
+    )
+    assert told is not None
+    assert told.top_logprobs is not None
+    for token, logprob, top in zip(told.tokens or (), told.token_logprobs or (), told.top_logprobs, strict=True):
+        assert top[token] == logprob, "the one that was drawn, though it is none of the likeliest"
+        assert len(top) == 3
 
 
 def test_of_several_choices_a_failure_of_one_ends_all(gated: Server) -> None:

@@ -22,9 +22,9 @@ from worker.request import TAG_PREFIX, GenerateRequest, StrictModel
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
 from worker.web.description import description_of
-from worker.web.messages import CountRequest, MessagesRequest
+from worker.web.messages_request import CountRequest, MessagesRequest
 from worker.web.openapi import document
-from worker.web.responses import ResponseRequest
+from worker.web.responses_request import ResponseRequest
 from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -105,6 +105,7 @@ def test_every_route_is_in_it(app: Flask, doc: dict[str, Any]) -> None:
     routes = {
         (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
         for rule in app.url_map.iter_rules()
+        if rule.endpoint != "page.file"  # parts of the page
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert {(path, method) for path, method, _ in operations(doc)} == routes
@@ -372,6 +373,19 @@ def test_no_room_is_what_the_document_says(app: Flask, doc: dict[str, Any], monk
     answer = client.get("/health")
     assert answer.status_code == 503
     assert_documented(doc, "get", "/health", answer)
+
+
+def test_how_the_server_is_doing_is_what_the_document_says(app: Flask, doc: dict[str, Any]) -> None:
+    shared, client = app.extensions["endstop"], app.test_client()
+    assert client.post("/execute", json=PROMPT).text
+    shared.history.sample(shared.history._sampled_at + 2)
+    app.extensions["runner"].close()
+    for _ in range(3):
+        assert client.post("/v1/jobs", json=PROMPT).status_code == 202
+    answer = client.get("/v1/operations")
+    app.extensions["runner"].open()
+    assert all(answer.get_json()[name] for name in ("streams", "outcomes", "ended", "history"))
+    assert_documented(doc, "get", "/v1/operations", answer)
 
 
 def test_a_server_with_keys_says_so_and_what_who_has_none_is_told() -> None:

@@ -608,3 +608,20 @@ def test_a_call_is_answered_and_goes_on() -> None:
                 model="endstop-tiny", input=asked, tools=tools, tool_choice="required", parallel_tool_calls=False
             )
             assert [item.type for item in required.output if item.type != "reasoning"] == ["function_call"]
+
+
+@pytest.mark.parametrize("behind", ["", "\nAnd more."])
+def test_a_call_whose_arguments_are_no_json_is_incomplete_and_can_be_gone_on_from(behind: str) -> None:
+    tools = [{"type": "function", "name": "weather"}]
+    call = '<tool_call>\n{"name": "weather", "arguments": {city: Rome}}\n</tool_call>' + behind
+    with speaking_app(templates.QWEN3) as app:
+        first = app.test_client().post("/v1/responses", json={"input": [say(call)], "tools": tools}).get_json()
+        called = first["output"][0]
+        assert (called["type"], called["arguments"], called["status"]) == (
+            "function_call",
+            "{city: Rome}",
+            "incomplete",
+        )
+        body = {"input": [say("ok")], "previous_response_id": first["id"]}
+        then = app.test_client().post("/v1/responses", json=body)
+        assert then.status_code == 200, then.text

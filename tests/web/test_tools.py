@@ -348,6 +348,20 @@ def test_an_answer_of_a_given_form_has_no_reasoning(thinking: openai.OpenAI) -> 
     assert choice.message.content == '{"a": 1}'
 
 
+def test_an_answer_is_of_the_form_that_is_given_or_calls(client: openai.OpenAI, family: str) -> None:
+    form: Any = {"type": "json_object"}
+    if family == "llama3":  # its calls are JSON too
+        with pytest.raises(openai.BadRequestError, match="without a mark"):
+            ask(client, "{}", response_format=form)
+        return
+    [choice] = ask(client, '{"a": 1}', response_format=form, temperature=0).choices
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ('{"a": 1}', None, "stop")
+    calls = called(family, ("weather", ROME), ("weather", OSLO))
+    [choice] = ask(client, calls, response_format=form, temperature=0).choices
+    assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+    assert_calls(choice.message, ("weather", ROME), ("weather", OSLO))
+
+
 # ---- what cannot be had
 
 

@@ -17,8 +17,10 @@ from worker.answer import AnswerFormat, CallFormat
 from worker.body import parse_body
 from worker.errors import InvalidRequest
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
-from worker.web.messages import MessagesRequest, MessagesTranslator
-from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of, _name_of, _said_before
+from worker.web.messages import MessagesTranslator
+from worker.web.messages_request import MessagesRequest
+from worker.web.responses import Asked, ResponseTranslator, _said_before
+from worker.web.responses_request import ResponseRequest, messages_of, name_of
 
 FORMAT = AnswerFormat(reasoning=("<think>", "</think>"), calls=CallFormat.HERMES, tool_names=frozenset({"look", "go"}))
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "go")]
@@ -78,6 +80,25 @@ def test_reasoning_text_and_calls_are_items_of_a_response(size: int) -> None:
         ]
     done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert done == response["output"]
+
+
+@pytest.mark.parametrize("size", [5, 20, 40, 1000])
+def test_reasoning_is_counted_in_tokens_that_were_merged(size: int) -> None:
+    """Nobody reads a response in the background before it has ended: all of its tokens come as one."""
+    merged = [
+        Token(event.text, event.index * size, len(event.text)) if isinstance(event, Token) else event
+        for event in events_of(ANSWER, size)
+    ]
+    response = ResponseTranslator(job(), asked()).whole(list(enumerate(merged)))
+    exact = ANSWER.index("I see.") - 1
+    assert abs(response["usage"]["output_tokens_details"]["reasoning_tokens"] - exact) <= 1
+
+
+def test_reasoning_that_looks_like_an_end_of_it_behind_the_text_is_not_counted() -> None:
+    said = [Token("I see.", 0, 6), Token("</think>", 6, 8)]
+    events: list[Event] = [STARTED, *said, End(StopReason.EOS, USAGE, 1.0)]
+    response = ResponseTranslator(job(), asked()).whole(list(enumerate(events)))
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
 
 
 def test_whoever_comes_back_sees_the_same_calls() -> None:
@@ -168,7 +189,7 @@ def test_the_items_of_an_answer_are_a_message_of_the_next_request() -> None:
     ]
     body = asked(input=items).body
     assert Asked(body, []).num_bytes > len(json.dumps(items)) / 2
-    _, said, seen, gone = _messages_of(body.input)
+    _, said, seen, gone = messages_of(body.input)
     assert said.role == "assistant"
     assert said.reasoning_content == "what is it"
     assert said.text == "I see."
@@ -289,7 +310,7 @@ def test_the_format_of_a_message_is_that_of_its_answer() -> None:
         ),
         (
             ResponseRequest,
-            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS},
+            {"text": {"format": {"type": "json_object"}}, "tools": TOOLS, "tool_choice": "required"},
             "text.format and tools do not go",
         ),
         (ResponseRequest, {"response_format": {"type": "json_object"}}, "is called text.format here"),
@@ -321,7 +342,7 @@ def test_what_does_not_go_together_is_said_in_the_words_of_the_route(schema: Any
 
 
 def test_refusals_name_fields_as_the_route_does() -> None:
-    assert _name_of("tools.0.function.strict") == "tools.0.strict"
-    assert _name_of("response_format.json_schema.schema") == "text.format.schema"
-    assert _name_of("max_tokens") == "max_output_tokens"
-    assert _name_of("seed") == "seed"
+    assert name_of("tools.0.function.strict") == "tools.0.strict"
+    assert name_of("response_format.json_schema.schema") == "text.format.schema"
+    assert name_of("max_tokens") == "max_output_tokens"
+    assert name_of("seed") == "seed"

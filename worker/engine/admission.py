@@ -83,12 +83,15 @@ class Admission:
         """Requests accepted and not ended."""
         return len(self._open)
 
+    def open_sequences(self) -> list[Sequence]:
+        """Requests accepted and not ended, in no order."""
+        with self.lock:
+            return list(self._open)
+
     @property
     def num_unread_events(self) -> int:
         """Events that have been sent and wait for their readers."""
-        with self.lock:
-            open_ones = list(self._open)
-        return sum(sequence.sender.statistics().num_waiting for sequence in open_ones)
+        return sum(sequence.sender.statistics().num_waiting for sequence in self.open_sequences())
 
     # ---- the way in
 

@@ -159,6 +159,7 @@ class Engine:
             num_running=num_running,
             num_waiting=max(0, self.num_open - num_running),
             cache_usage=1 - pool.num_free / pool.num_blocks if pool.num_blocks else 0.0,
+            cache_remembered=pool.num_remembered / pool.num_blocks if pool.num_blocks else 0.0,
             num_prefix_tokens=scheduler.num_prefix_tokens,
             num_prefix_hits=scheduler.num_prefix_hits,
             num_preempted=scheduler.num_preempted,
@@ -172,6 +173,10 @@ class Engine:
             phase_total_s={phase.name.lower(): times.total_s[phase] for phase in Phase},
             phase_longest_s={phase.name.lower(): times.longest_s[phase] for phase in Phase},
         )
+
+    def open_sequences(self) -> list[Sequence]:
+        """Requests accepted and not ended, to look at: the generation thread goes on changing them."""
+        return self._admission.open_sequences()
 
     def check_room(self, client: str | None = None) -> None:
         """Refuse early what `submit` would refuse, before the work of encoding a prompt; see `Admission.check_room`."""

@@ -43,6 +43,11 @@ class BlockPool:
         """Blocks that can be taken now."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_remembered(self) -> int:
+        """Free ones whose content is known."""
+        return len(self._idle)
+
     def take(self, num_blocks: int) -> list[int]:
         """Blocks whose content is to be written by their new owner.
 

@@ -103,6 +103,7 @@ class EngineNumbers:
     Attributes:
         num_waiting: Accepted, without a slot.
         cache_usage: Blocks that sequences own, of all, from 0 to 1. What is only remembered is free.
+        cache_remembered: Free blocks whose content is known, of all.
         num_prefix_tokens: Of those who got a slot: tokens that were looked for in the cache.
         num_prefix_hits: Tokens that were found there.
         num_ended_outside: Streams that were ended while the generation thread was in a long step, stuck or dead.
@@ -118,6 +119,7 @@ class EngineNumbers:
     num_running: int
     num_waiting: int
     cache_usage: float
+    cache_remembered: float
     num_prefix_tokens: int
     num_prefix_hits: int
     num_preempted: int

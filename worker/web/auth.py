@@ -8,11 +8,12 @@ from flask import Flask, g, request
 
 from worker.errors import Unauthorized
 from worker.keys import ApiKeys
+from worker.web import page
 
-# Platforms that start and stop the server ask the first three, and they say nothing of anybody's requests. The last two
+# Platforms that start and stop the server ask the first three, and they say nothing of anybody's requests. The others
 # say what everybody can read in the sources, and a browser opens them, which sends no key. Everything else needs one,
 # where there are keys: also what does not exist, and /metrics, which monitors can send one to.
-OPEN_PATHS = ("/health", "/ready", "/v1/ready", "/docs", "/openapi.json")
+OPEN_PATHS = ("/health", "/ready", "/v1/ready", "/docs", "/openapi.json", *page.PATHS)
 
 
 def install(app: Flask, keys: ApiKeys) -> None:

@@ -1,14 +1,26 @@
 """OpenAI's chat completions. A translation and no logic of its own."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from flask import Blueprint, Response
 from pydantic import Field
 
-from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.answer import CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.answer_parser import AnswerParser
 from worker.events import Token
 from worker.job import Job
-from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, MaxTokens, Messages, ToolFields
+from worker.request import (
+    IS_AUTOMATIC,
+    MAX_TOP_LOGPROBS,
+    NO_CONTROL,
+    NOT_ELSEWHERE,
+    TEXT_ONLY,
+    GenerateRequest,
+    MaxTokens,
+    Messages,
+    ToolFields,
+)
 from worker.web.answers import OF_AN_ANSWER, check_model, naming, respond
 from worker.web.context import IDEMPOTENCY_KEY, read_body
 from worker.web.description import describes
@@ -22,6 +34,19 @@ blueprint = Blueprint("chat_completions", __name__)
 class ChatCompletionRequest(ToolFields, OpenAIFields):
     """Body of `POST /v1/chat/completions`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "audio": TEXT_ONLY,
+        "function_call": "replaced by `tool_choice`, in OpenAI's API too",
+        "functions": "replaced by `tools`, in OpenAI's API too",
+        "moderation": NOT_ELSEWHERE,
+        "prediction": "guesses are taken from the text itself (`ENDSTOP_SPECULATION`)",
+        "prompt_cache_options": IS_AUTOMATIC,
+        "prompt_cache_retention": IS_AUTOMATIC,
+        "reasoning_effort": NO_CONTROL,
+        "verbosity": NO_CONTROL,
+        "web_search_options": NOT_ELSEWHERE,
+    }
+
     messages: Messages
     """The conversation that is answered, as the model's chat template writes it."""
     max_completion_tokens: MaxTokens | None = None
@@ -32,6 +57,16 @@ class ChatCompletionRequest(ToolFields, OpenAIFields):
     """How many of the likeliest tokens are told with each token. Only with `logprobs: true`."""
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     """For the caller's own records; nothing depends on it."""
+    safety_identifier: str | None = None
+    """OpenAI's newer name of `user`; nothing depends on it."""
+    prompt_cache_key: str | None = None
+    """Nothing depends on it: prompts that begin alike share what was computed, without being asked."""
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    """The model reads and writes text."""
+    service_tier: Literal["auto", "default"] = "auto"
+    """There is one."""
+    store: Literal[False] = False
+    """An answer is kept for its reader, no longer."""
 
     @property
     def num_logprobs(self) -> int | None:

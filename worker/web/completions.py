@@ -1,6 +1,7 @@
 """OpenAI's completions, the older API: texts are continued. A translation and no logic of its own."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response
 from pydantic import Discriminator, Field, Tag
@@ -44,6 +45,10 @@ Prompts = Annotated[
 class CompletionRequest(OpenAIFields):
     """Body of `POST /v1/completions`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "suffix": "the model continues texts and does not fill gaps",
+    }
+
     prompt: Prompts
     """What is continued: a text, several, the token ids of one, or those of several."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -52,6 +57,8 @@ class CompletionRequest(OpenAIFields):
     """Whether the answer begins with the prompt. Not with `logprobs`."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     """How many of the likeliest tokens are told with each token, and how likely they were. Default: nothing is told."""
+    best_of: int | None = None
+    """Of how many answers the best `n` are given: of as many, for answers are not ranked."""
 
     @property
     def num_logprobs(self) -> int | None:
@@ -62,6 +69,8 @@ class CompletionRequest(OpenAIFields):
         found = super().conflicts(data)
         if data.get("echo") is True and "logprobs" in data:
             found.append("echo and logprobs do not go together: those of a prompt are not computed; leave one out")
+        if "best_of" in data and data["best_of"] != (num_answers := data.get("n", 1)):
+            found.append(f"best_of is only allowed as n, {num_answers!r:.10}: answers are not ranked; leave it out")
         return found
 
     @property
@@ -120,7 +129,8 @@ class TextTranslator(OpenAITranslator):
             "text_offset": offsets,
             "token_logprobs": [one.drawn.logprob for one in found],
             "tokens": [one.drawn.token for one in found],
-            "top_logprobs": [{each.token: each.logprob for each in one.top} for one in found],
+            # The likeliest, and the one that was drawn if it is none of them.
+            "top_logprobs": [{each.token: each.logprob for each in (*one.top, one.drawn)} for one in found],
         }
 
 

@@ -1,5 +1,6 @@
 """What the routes share: one object per app, made by `create_app`, how a body is read, and how a job begins."""
 
+import json
 import threading
 import time
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from worker.errors import (
 )
 from worker.job import Job, OnDisconnect
 from worker.jobs import Jobs
+from worker.observe.history import History
 from worker.observe.log import RecordWriter
 from worker.observe.metrics import Metrics
 from worker.request import GenerateRequest
@@ -63,6 +65,7 @@ class Context:
     streams: OpenStreams
     records: RecordWriter
     metrics: Metrics
+    history: History
     housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
@@ -122,6 +125,7 @@ def read_body(schema: type[Body]) -> Body:
         message = f"{request.content_length} bytes were announced and {len(body)} came; send the whole body"
         raise InvalidRequest([FieldError("body", "transfer", message)])
     parse = partial(parse_body, schema, body)
+    g.body = body
     return parse() if len(body) <= PIECE_BYTES else context().aside.run(parse)
 
 
@@ -165,8 +169,11 @@ def start_jobs(
             f"must be one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters without a comma; a UUID is good"
         )
         raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
+    # Fields that are no part of a request to generate tell two bodies apart too. How an answer is read does not.
+    fields = {name: value for name, value in json.loads(g.body).items() if name not in ("stream", "stream_options")}
+    body = json.dumps(fields, sort_keys=True)
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
-    found, are_known = jobs.start_once(key, requests, "continue", **asked)
+    found, are_known = jobs.start_once(key, requests, "continue", body=body, **asked)
     if not are_known:
         return found, {}
     context().metrics.note_replay()

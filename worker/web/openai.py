@@ -7,7 +7,7 @@ tests/web/test_openai.py holds every chunk.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Field
@@ -37,8 +37,10 @@ _FINISH_REASONS = {
 class StreamOptions(StrictModel):
     """OpenAI's `stream_options`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     """Whether the last chunk has the counts of tokens. Every other chunk then has `usage: null`."""
+    include_obfuscation: Literal[False] | None = None
+    """Chunks are never padded."""
 
 
 class OpenAIFields(SamplingFields):
@@ -60,7 +62,7 @@ class OpenAIFields(SamplingFields):
     @property
     def include_usage(self) -> bool:
         """Whether the stream ends with the counts."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @classmethod
     def conflicts(cls, data: dict[str, Any]) -> list[str]:

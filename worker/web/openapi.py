@@ -188,15 +188,17 @@ def _types(route: _Route) -> Iterator[Any]:
 
 def _schemas(types: Iterable[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """The schema of each type, and those that they refer to, by name."""
-    bodies = {kind.__name__ for kind in types if isinstance(kind, type) and issubclass(kind, StrictModel)}
+    bodies = [kind for kind in types if isinstance(kind, type) and issubclass(kind, StrictModel)]
     found, rest = TypeAdapter.json_schemas(
         [(kind, "validation", TypeAdapter(kind)) for kind in types],
         ref_template="#/components/schemas/{model}",
         schema_generator=_Schemas,
     )
     components = _with_short_names(rest.get("$defs", {}))
-    for name in bodies:
-        _let_null_ask_for_defaults(components[name])
+    for body in bodies:
+        _let_null_ask_for_defaults(components[body.__name__])
+        for name, reason in body.refused.items():
+            components[body.__name__]["properties"][name] = {"type": "null", "description": f"Refused: {reason}."}
     schema_of = {kind: _with_short_names(schema) for (kind, _), schema in found.items()}
     return schema_of, dict(sorted(components.items()))
 

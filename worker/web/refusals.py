@@ -28,7 +28,18 @@ logger = logging.getLogger("endstop")
 RETRY_FAILED_S = 10
 
 # Where OpenAI's API has a code of its own, which its clients look at.
-_OPENAI_CODES = {"INVALID_API_KEY": "invalid_api_key", "RATE_LIMITED": "rate_limit_exceeded"}
+_OPENAI_CODES = {
+    "INVALID_API_KEY": "invalid_api_key",
+    "RATE_LIMITED": "rate_limit_exceeded",
+    "UNKNOWN_MODEL": "model_not_found",
+}
+# By this one, or by the words of the message, clients know that a conversation has to be made shorter.
+_TOO_LONG = {"context_length": "context_length_exceeded"}
+
+
+# Anthropic's code where a conversation cannot be kept on the server. Its clients then send all of it, as ever; the
+# `tool_runner` of its Python SDK asks first.
+_NO_THREADS = "thread_unsupported_request"
 
 
 class AnthropicDetails(TypedDict):
@@ -120,10 +131,13 @@ Shape = Callable[[int, str, str, Sequence[FieldError]], dict[str, Any]]
 
 def _in_openai_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
     param = fields[0].field if fields else None
-    return openai_error(message, openai_kind(status), _OPENAI_CODES.get(code, code), param)
+    codes = [_TOO_LONG[field.constraint] for field in fields if field.constraint in _TOO_LONG]
+    return openai_error(message, openai_kind(status), codes[0] if codes else _OPENAI_CODES.get(code, code), param)
 
 
 def _in_anthropic_shape(status: int, code: str, message: str, fields: Sequence[FieldError]) -> dict[str, Any]:
+    if any(error.field == "thread" for error in fields):
+        code = _NO_THREADS
     return anthropic_error(message, status, code)
 
 

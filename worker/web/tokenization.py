@@ -4,7 +4,8 @@ Bounded as generation is: what is long is encoded aside, and what could never be
 Source: vLLM's OpenAI-compatible server, "Tokenizer API".
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from flask import Blueprint, Response, jsonify
 from pydantic import Field
@@ -12,7 +13,7 @@ from typing_extensions import TypedDict
 
 from worker.errors import FieldError, InvalidRequest, NotReady, UnknownModel
 from worker.prompts import check_known
-from worker.request import PROMPT_OR_MESSAGES, GenerateRequest, Messages, StrictModel, TokenId, Tools
+from worker.request import PROMPT_OR_MESSAGES, TEXT_ONLY, GenerateRequest, Messages, StrictModel, TokenId, Tools
 from worker.web.answers import check_model
 from worker.web.context import context, read_body
 from worker.web.description import describes
@@ -24,6 +25,12 @@ class TokenizeRequest(StrictModel):
     """Body of `POST /tokenize`."""
 
     model_config = PROMPT_OR_MESSAGES
+    refused: ClassVar[Mapping[str, str]] = {
+        "chat_template": "a template is a program; the model's own is used",
+        "chat_template_kwargs": "the model's template gets what generation gives it",
+        "continue_final_message": "an answer begins with a turn of its own",
+        "mm_processor_kwargs": TEXT_ONLY,
+    }
 
     model: str | None = None
     """The model that is served, or nothing."""

@@ -1,0 +1,99 @@
+"""A network between a client and a server that a test can cut."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.support.servers import ANSWER_S
+
+PIECE_BYTES = 65536
+
+
+class CutProxy:
+    """Passes bytes on, both ways, over connections that a test may cut.
+
+    Attributes:
+        requests: What clients have sent, one entry for each piece.
+        is_down: New connections are closed at once.
+        is_silent: What the server sends is lost; connections stay.
+        drop_answer_to: The answer to the next request that begins so is not passed on; its connection is cut.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.requests: list[bytes] = []
+        self.is_down = False
+        self.is_silent = False
+        self.drop_answer_to = b""
+        self._silenced: socket.socket | None = None  # the server's side of the connection whose answer is dropped
+        self._sockets: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def cut(self) -> None:
+        """Cut every connection that there is."""
+        for sock in tuple(self._sockets):
+            self._end(sock)
+
+    def close(self) -> None:
+        """Cut all and end the threads."""
+        self.is_down = True
+        self._end(self._listener)
+        self.cut()
+        for thread in self._threads:
+            thread.join(ANSWER_S)
+            assert not thread.is_alive()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.is_down:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._server_port))
+            self._sockets |= {client, server}
+            for one, other, is_up in ((client, server, True), (server, client, False)):
+                thread = threading.Thread(target=self._pass_on, args=(one, other, is_up), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_up: bool) -> None:
+        try:
+            while data := source.recv(PIECE_BYTES):
+                if is_up:
+                    self.requests.append(data)
+                    if self.drop_answer_to and data.startswith(self.drop_answer_to):
+                        self.drop_answer_to, self._silenced = b"", target
+                elif source is self._silenced:
+                    break
+                if self.is_silent and not is_up:
+                    continue
+                target.sendall(data)
+        except OSError:
+            pass
+        self._end(source)
+        self._end(target)
+
+    def _end(self, sock: socket.socket) -> None:
+        self._sockets.discard(sock)
+        try:
+            sock.shutdown(socket.SHUT_RDWR)  # wakes whoever waits at it, which closing it does not
+        except OSError:
+            pass
+        sock.close()
+
+
+@contextmanager
+def cut_proxy(port: int) -> Iterator[CutProxy]:
+    """A proxy in front of a local port; everything is ended behind the test."""
+    proxy = CutProxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

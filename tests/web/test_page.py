@@ -1,0 +1,717 @@
+"""The web page, in a real browser in front of a real server whose model computes when the test says so."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from playwright.sync_api import Browser, Page, Request, Route, expect
+
+from tests.support.apps import app_in_process
+from tests.support.browser import chromium, needs_chromium
+from tests.support.cut_proxy import CutProxy, cut_proxy
+from tests.support.servers import Server, running_server
+from worker.web import page as page_module
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+PHONE: Any = {"width": 375, "height": 740}
+KEY = "open-sesame-open-sesame"
+LIMITS = {
+    "ENDSTOP_MAX_SLOTS": "2",
+    "ENDSTOP_MAX_QUEUE": "2",
+    "ENDSTOP_KEEP_ALIVE_S": "0.2",
+    "ENDSTOP_MAX_CONTEXT": "256",
+}
+
+expect.set_options(timeout=15_000)  # a bound for a busy machine, not a measure
+in_browser = [pytest.mark.slow, needs_chromium]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def gated_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), env=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture
+def server(gated_server: Server) -> Iterator[Server]:
+    """With its gate shut, and idle again behind the test."""
+    gated_server.post("/gate/close")
+    yield gated_server
+    gated_server.allow("open")
+    gated_server.wait_for(lambda: gated_server.stats()["open"] == 0, "nothing left open")
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[CutProxy]:
+    with cut_proxy(server.port) as proxy:
+        yield proxy
+
+
+class Seat:
+    """Somebody in front of the page. What the browser complains of is an error, unless the test expects it."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[Request] = []
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type != "log" else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda sent: self.requests.append(sent))
+        self.page.goto(url)
+
+    def ask(self, question: str) -> None:
+        self.page.get_by_label("Message").fill(question)
+        self.page.get_by_label("Message").press("Enter")
+
+    @property
+    def answer(self) -> Any:
+        return self.page.get_by_role("article", name="Answer").last
+
+    @property
+    def text(self) -> Any:
+        return self.answer.locator(".answer-text")
+
+    @property
+    def facts(self) -> Any:
+        return self.answer.locator(".facts")
+
+    def bodies(self) -> list[dict[str, Any]]:
+        """What was asked of the server."""
+        asked = [one for one in self.requests if one.method == "POST"]
+        return [json.loads(one.post_data or "") for one in asked]
+
+    def stored(self) -> list[dict[str, Any]]:
+        """The conversation as it is kept."""
+        turns: list[dict[str, Any]] = self.page.evaluate("JSON.parse(localStorage['endstop.conversation'] ?? '[]')")
+        return turns
+
+
+@pytest.fixture
+def seat(browser: Browser, server: Server) -> Iterator[Seat]:
+    """Somebody with the page open, who hears of no error."""
+    seat = Seat(browser, server.url)
+    yield seat
+    seat.context.close()
+    assert seat.complaints == []
+    assert all(one.url.startswith((server.url, "data:")) for one in seat.requests), "another host was asked"
+
+
+@pytest.fixture
+def bad_seat(browser: Browser, proxy: CutProxy) -> Iterator[Seat]:
+    """Somebody whose network is bad, of which the browser complains."""
+    seat = Seat(browser, proxy.url)
+    yield seat
+    seat.context.close()
+    assert all(one.startswith("Failed to load resource: net::") for one in seat.complaints), seat.complaints
+
+
+# ---- how it is served
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Flask]:
+    with app_in_process() as app:
+        yield app
+
+
+@pytest.mark.parametrize("path", page_module.PATHS)
+def test_each_file_says_what_it_is_and_what_it_may_do(app: Flask, path: str) -> None:
+    client = app.test_client()
+    answer, head = client.get(path), client.head(path)
+    kinds = {"": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    assert (answer.status_code, answer.content_type) == (200, f"{kinds[Path(path).suffix]}; charset=utf-8")
+    assert (head.status_code, head.data) == (200, b"")
+    assert all(head.headers[name] == value for name, value in answer.headers if name != "X-Request-Id")
+    policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert {policy[kind] for kind in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert {policy[kind] for kind in ("base-uri", "form-action", "frame-ancestors")} == {"'none'"}
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    assert answer.headers["Cache-Control"] == "no-cache"
+
+
+def test_what_is_no_file_of_the_page_is_not_served(app: Flask) -> None:
+    for path in ("/page/nope.js", "/page/", "/page/../page.py", "/page/%2e%2e/docs.html", "/page/index.html"):
+        assert app.test_client().get(path).status_code == 404, path
+
+
+def test_it_asks_no_other_host_and_reads_no_markup() -> None:
+    for path in page_module.FOLDER.iterdir():
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", source)
+        assert not re.search(r"""(?:src|href)=["'](?:https?:)?//|url\(|@import|from ["']https?:""", source), path.name
+
+
+# ---- the chat
+
+
+class TestChat:
+    pytestmark = in_browser
+
+    def test_an_answer_streams(self, seat: Seat, server: Server) -> None:
+        seat.ask("hello")
+        expect(seat.answer).to_have_attribute("aria-busy", "true")
+        expect(seat.page.get_by_role("button", name="Stop")).to_be_visible()
+        server.allow(3)
+        expect(seat.text).to_have_text("abc")
+        server.allow("open")
+        expect(seat.facts).to_have_text(
+            re.compile(r"cut off at the limit of tokens · \d+ tokens · [\d.]+ tokens/s · first after ")
+        )
+        expect(seat.answer).to_have_attribute("aria-busy", "false")
+        expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
+        expect(seat.page.get_by_label("Message")).to_be_focused()
+
+    def test_what_is_going_on_is_told_in_words(self, seat: Seat, server: Server) -> None:
+        for _ in range(2):
+            assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).ok
+        server.wait_for(lambda: server.stats()["at_gate"], "a step is under way")
+        num_accepted = server.stats()["num_accepted"]
+        seat.ask("hello")
+        server.wait_for(lambda: server.stats()["num_accepted"] > num_accepted, "it is accepted")
+        server.allow(1)  # before the next step the places in the queue are told
+        expect(seat.answer.get_by_role("status")).to_contain_text("queue")
+        assert seat.bodies()[-1]["narrate"] is True
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(seat.answer.get_by_role("status")).to_have_text("")
+
+    def test_stop_cancels_on_the_server(self, seat: Seat, server: Server) -> None:
+        before = server.stats()["outcomes"].get("cancelled{delete}", 0)
+        seat.ask("hello")
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        seat.page.get_by_role("button", name="Stop").click()
+        expect(seat.answer.get_by_role("status")).to_have_text("Stopping…")
+        server.allow(1)  # the step that was under way
+        expect(seat.facts).to_contain_text("stopped")
+        server.wait_for(lambda: server.stats()["outcomes"].get("cancelled{delete}", 0) == before + 1, "cancelled")
+        assert server.stats()["running"] == 0
+        expect(seat.page.get_by_label("Message")).to_be_focused()
+
+    def test_what_is_asked_is_what_was_set(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("System prompt").fill("Be brief.")
+        for name, value in (("Temperature", "0.5"), ("Top p", "0.9"), ("Max tokens", "2"), ("Seed", "7")):
+            seat.page.get_by_label(name).fill(value)
+        seat.ask("one")
+        expect(seat.facts).to_contain_text("2 tokens")
+        seat.page.reload()
+        seat.ask("two")
+        expect(seat.facts).to_contain_text("2 tokens")
+        [first, second] = seat.bodies()
+        assert first == {
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one"}],
+            "narrate": True,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_tokens": 2,
+            "seed": 7,
+        }
+        assert second["messages"] == [
+            *first["messages"],
+            {"role": "assistant", "content": "ab"},
+            {"role": "user", "content": "two"},
+        ]
+
+    def test_a_bad_setting_is_not_sent(self, seat: Seat) -> None:
+        seat.page.get_by_label("Temperature").fill("3")
+        seat.ask("hello")
+        expect(seat.page.get_by_label("Temperature")).to_be_focused()
+        assert seat.bodies() == []
+        expect(seat.page.get_by_label("Message")).to_have_value("hello")
+
+    def test_an_earlier_question_is_edited(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("2")
+        for question in ("one", "two", "three"):
+            seat.ask(question)
+            expect(seat.facts).to_have_count(1)
+        seat.page.get_by_role("button", name="Edit the question").nth(1).click()
+        field = seat.page.get_by_label("Question", exact=True).and_(seat.page.get_by_role("textbox"))
+        expect(field).to_be_focused()
+        field.fill("other")
+        seat.page.get_by_role("button", name="Ask again").click()
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["one", "other"])
+        expect(seat.facts).to_contain_text("2 tokens")
+        assert [one["content"] for one in seat.bodies()[-1]["messages"]] == ["one", "ab", "other"]
+
+    def test_retry_asks_the_last_question_again(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("3")
+        seat.ask("hello")
+        seat.page.get_by_role("button", name="Retry").click()
+        expect(seat.facts).to_contain_text("3 tokens")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["hello"])
+        [first, second] = seat.bodies()
+        assert first == second
+
+    def test_the_conversation_outlives_a_reload_and_not_being_cleared(self, seat: Seat, server: Server) -> None:
+        seat.ask("hello")
+        server.allow(3)
+        expect(seat.text).to_have_text("abc")
+        seat.page.reload()
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text("hello")
+        expect(seat.text).to_have_text("abc")
+        server.allow(2)
+        expect(seat.text).to_have_text("abcde")  # the answer goes on where it was
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        seat.page.on("dialog", lambda dialog: dialog.accept())
+        seat.page.get_by_role("button", name="Clear the conversation").click()
+        expect(seat.page.get_by_role("article")).to_have_count(0)
+        assert seat.stored() == []
+        assert len(seat.bodies()) == 1
+
+    def test_clearing_ends_the_work(self, seat: Seat, server: Server) -> None:
+        seat.page.on("dialog", lambda dialog: dialog.accept())
+        seat.ask("hello")
+        server.allow(1)
+        expect(seat.text).to_have_text("a")
+        seat.page.get_by_role("button", name="Clear the conversation").click()
+        server.allow(1)
+        server.wait_for(lambda: server.stats()["open"] == 0, "ended")
+        assert seat.stored() == []
+
+    def test_an_error_is_told_with_what_to_do_about_it(self, seat: Seat, server: Server) -> None:
+        seat.page.get_by_label("Max tokens").fill("4")
+        seat.ask("hello")
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        server.post("/fault/error")
+        server.allow(1)
+        error = seat.answer.get_by_role("alert")
+        expect(error).to_contain_text("The model failed (RuntimeError)")
+        expect(error).to_contain_text("Try again")
+        expect(seat.text).to_have_text("ab")
+        server.allow("open")
+        seat.page.get_by_role("button", name="Retry").click()
+        expect(seat.facts).to_contain_text("4 tokens")
+
+    def test_keys_send_and_begin_a_line(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Message").press_sequentially("one")
+        seat.page.keyboard.press("Shift+Enter")
+        seat.page.get_by_label("Message").press_sequentially("two")
+        seat.page.keyboard.press("Enter")
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert seat.bodies()[0]["messages"][-1]["content"] == "one\ntwo"
+
+    def test_everything_can_be_reached_and_has_a_name(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        seat.page.reload()
+        expect(seat.facts).to_contain_text("tokens/s")
+        visited = []
+        for _ in range(40):
+            seat.page.keyboard.press("Tab")
+            name = seat.page.evaluate(
+                "(e => e === document.body ? '' : e.ariaLabel || e.labels?.[0]?.textContent || e.textContent.trim())"
+                "(document.activeElement)"
+            )
+            if not name:
+                break
+            visited.append(name)
+        assert visited == [
+            *("Skip to the content", "Chat", "Operations", "API", "Theme: auto", "Conversation"),
+            *("Edit the question", "Copy", "Retry", "Message", "Send"),
+            *("Settings", "System prompt", "Temperature", "Top p", "Max tokens", "Seed"),
+            *("API key…", "Clear the conversation"),
+        ]
+
+
+class TestRefused:
+    pytestmark = in_browser
+
+    def test_a_refusal_is_told_in_words(self, browser: Browser, server: Server) -> None:
+        seat = Seat(browser, server.url)
+        seat.page.get_by_label("Max tokens").fill("100000")
+        seat.ask("hello")
+        expect(seat.answer.get_by_role("alert")).to_contain_text("Max_tokens: ")
+        assert server.stats()["open"] == 0
+        seat.context.close()
+
+    def test_a_server_that_is_full_says_when_to_come_back(self, browser: Browser, server: Server) -> None:
+        for _ in range(4):
+            assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 1}).ok
+        seat = Seat(browser, server.url)
+        expect(seat.page.locator("#server")).to_have_text("busy")
+        seat.ask("hello")
+        expect(seat.answer.get_by_role("alert")).to_have_text(re.compile(r"Try again in \d+ s\."))
+        server.allow("open")
+        server.wait_for(lambda: server.stats()["open"] == 0, "room")
+        seat.page.get_by_role("button", name="Retry").click()
+        expect(seat.facts).to_contain_text("tokens/s")
+        seat.context.close()
+
+    def test_a_key_is_asked_for_and_kept_in_the_tab_only(self, browser: Browser, tmp_path: Path) -> None:
+        with running_server(tmp_path, env={**LIMITS, "ENDSTOP_API_KEYS": f"ann:{KEY}"}, key=KEY) as server:
+            server.allow("open")
+            seat = Seat(browser, server.url)
+            seat.ask("hello")
+            dialog = seat.page.get_by_role("dialog", name="API key")
+            field = dialog.get_by_label("Key", exact=True)
+            expect(field).to_be_focused()
+            expect(dialog.get_by_role("alert")).to_contain_text("there is no API key")
+            field.fill("a-wrong-key-a-wrong-key")
+            field.press("Enter")
+            expect(dialog.get_by_role("alert")).to_contain_text("not known here")
+            field.fill(KEY)
+            field.press("Enter")
+            expect(dialog).to_be_hidden()
+            expect(seat.facts).to_contain_text("tokens/s")
+            seat.page.reload()
+            seat.ask("once more")
+            expect(seat.facts).to_have_count(1)
+            assert KEY not in json.dumps(seat.page.evaluate("({ ...localStorage })"))
+            assert KEY not in seat.page.content()
+            other = seat.context.new_page()
+            other.goto(server.url)
+            other.get_by_label("Message").fill("hello")
+            other.get_by_label("Message").press("Enter")
+            expect(other.get_by_role("dialog")).to_be_visible()
+            other.keyboard.press("Escape")
+            expect(other.get_by_role("alert").last).to_contain_text("wants an API key")
+            seat.context.close()
+
+
+class TestBadNetwork:
+    """What a proxy in front of the server cuts."""
+
+    pytestmark = in_browser
+
+    def test_a_stream_goes_on_where_it_was_cut(self, bad_seat: Seat, proxy: CutProxy, server: Server) -> None:
+        bad_seat.page.get_by_label("Max tokens").fill("26")
+        bad_seat.ask("hello")
+        for num_shown in (4, 10):
+            server.allow(4)
+            expect(bad_seat.text).to_have_text(ALPHABET[:num_shown])
+            proxy.is_down = True
+            proxy.cut()
+            expect(bad_seat.answer.get_by_role("status")).to_have_text("Connection lost; resuming…")
+            server.allow(2)  # nobody reads them now
+            proxy.is_down = False
+            expect(bad_seat.text).to_have_text(ALPHABET[: num_shown + 2])
+        server.allow("open")
+        expect(bad_seat.facts).to_contain_text("26 tokens")
+        expect(bad_seat.text).to_have_text(ALPHABET)
+        came_back = [int(found[1]) for one in proxy.requests if (found := re.search(rb"(?i)last-event-id: (\d+)", one))]
+        assert len(came_back) >= 2
+        assert came_back == sorted(came_back)
+        assert len(bad_seat.bodies()) == 1
+
+    def test_nothing_comes_twice_where_a_header_is_lost(self, seat: Seat, server: Server) -> None:
+        """A proxy that does not know `Last-Event-ID` has the server begin at the beginning."""
+
+        def forget(route: Route) -> None:
+            headers = {name: value for name, value in route.request.headers.items() if name != "last-event-id"}
+            route.continue_(headers=headers)
+
+        seat.page.route("**/stream", forget)
+        seat.ask("hello")
+        server.allow(4)
+        expect(seat.text).to_have_text("abcd")
+        seat.page.reload()
+        expect(seat.text).to_have_text("abcd")
+        server.allow(2)
+        expect(seat.text).to_have_text("abcdef")
+
+    def test_a_connection_that_is_silent_is_replaced(self, bad_seat: Seat, proxy: CutProxy, server: Server) -> None:
+        """One that has lost its network without a word: pings would come if it had not."""
+        bad_seat.page.clock.install()
+        bad_seat.ask("hello")
+        server.allow(2)
+        expect(bad_seat.text).to_have_text("ab")
+        proxy.is_silent = True
+        server.allow(2)
+        server.wait_for(lambda: server.stats()["at_gate"], "two more are made")
+        bad_seat.page.clock.run_for(60_000)
+        proxy.is_silent = False
+        bad_seat.page.clock.run_for(5000)
+        expect(bad_seat.text).to_have_text("abcd")
+
+    def test_an_answer_to_the_first_request_that_is_lost_makes_no_second_job(
+        self, bad_seat: Seat, proxy: CutProxy, server: Server
+    ) -> None:
+        num_accepted = server.stats()["num_accepted"]
+        proxy.drop_answer_to = b"POST /v1/jobs"
+        server.allow("open")
+        bad_seat.ask("hello")
+        expect(bad_seat.facts).to_contain_text("tokens/s")
+        assert len([one for one in proxy.requests if one.startswith(b"POST")]) == 2
+        assert server.stats()["num_accepted"] == num_accepted + 1
+
+    def test_stop_reaches_the_server_once_it_can_be_reached(
+        self, bad_seat: Seat, proxy: CutProxy, server: Server
+    ) -> None:
+        bad_seat.ask("hello")
+        server.allow(2)
+        expect(bad_seat.text).to_have_text("ab")
+        proxy.is_down = True
+        proxy.cut()
+        expect(bad_seat.answer.get_by_role("status")).to_have_text("Connection lost; resuming…")
+        bad_seat.page.get_by_role("button", name="Stop").click()
+        proxy.is_down = False
+        server.wait_for(lambda: any(one.startswith(b"DELETE") for one in proxy.requests), "stop is sent")
+        server.allow(1)
+        expect(bad_seat.facts).to_contain_text("stopped")
+
+    def test_a_server_that_cannot_be_reached_is_said_to_be(self, bad_seat: Seat, proxy: CutProxy) -> None:
+        proxy.is_down = True
+        proxy.cut()
+        bad_seat.ask("hello")
+        expect(bad_seat.answer.get_by_role("status")).to_contain_text("trying again")
+        bad_seat.page.get_by_role("button", name="Stop").click()
+        expect(bad_seat.answer.get_by_role("alert")).to_contain_text("cannot be reached")
+
+
+class TestOperations:
+    pytestmark = in_browser
+
+    def test_it_shows_what_runs_and_how_requests_ended(self, seat: Seat, server: Server) -> None:
+        assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 2}).ok
+        server.allow("open")
+        server.wait_for(lambda: bool(server.get("/v1/operations").json()["ended"]), "one has ended")
+        server.post("/gate/close")
+        job = server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).json()["job_id"]
+        server.wait_for(lambda: server.stats()["running"] == 1, "one runs")
+        seat.page.get_by_role("link", name="Operations").click()
+        page = seat.page.get_by_role("region", name="Operations", exact=True)
+        expect(page.get_by_role("status")).to_contain_text("READY · endstop-tiny on cpu")
+        expect(page.get_by_text("1 of 2", exact=True)).to_be_visible()
+        live = page.get_by_role("region", name="Live streams").get_by_role("row")
+        expect(live.last).to_contain_text("prefilling")
+        expect(live.last).to_contain_text(job[:8])
+        expect(page.get_by_role("region", name="Outcomes since the start").get_by_role("row").nth(1)).to_contain_text(
+            "MAX_TOKENS"
+        )
+        expect(page.get_by_role("region", name="Recent requests").get_by_role("row").nth(1)).to_contain_text("ms")
+        expect(page.get_by_role("img", name="Tokens per second, the last 5 minutes. tokens/s: last ")).to_be_visible()
+        expect(
+            page.get_by_role("img", name="Time to first token, the last 5 minutes. first token: last")
+        ).to_be_visible()
+        expect(page.locator("circle").first).to_be_visible()
+        expect(seat.page).to_have_title("Operations · Endstop")
+        server.allow("open")
+        expect(page.get_by_text("Nothing runs.")).to_be_visible()
+
+    def test_it_asks_while_somebody_looks(self, seat: Seat) -> None:
+        seat.page.clock.install()
+        with seat.page.expect_response("**/v1/operations"):
+            seat.page.get_by_role("link", name="Operations").click()
+        with seat.page.expect_response("**/v1/operations"):
+            seat.page.clock.run_for(2000)
+        seat.page.get_by_role("link", name="Chat").click()
+        expect(seat.page.get_by_label("Message")).to_be_visible()
+        before = len(seat.requests)
+        seat.page.clock.run_for(10_000)
+        assert [one.url for one in seat.requests[before:] if one.url.endswith("/v1/operations")] == []
+
+    def test_a_server_that_is_gone_is_said_to_be(self, bad_seat: Seat, proxy: CutProxy) -> None:
+        bad_seat.page.get_by_role("link", name="Operations").click()
+        status = bad_seat.page.get_by_role("region", name="Operations", exact=True).get_by_role("status")
+        expect(status).to_contain_text("READY")
+        proxy.is_down = True
+        proxy.cut()
+        expect(status).to_contain_text("cannot be reached")
+        proxy.is_down = False
+        expect(status).to_contain_text("READY")
+
+    def test_it_needs_the_key_too(self, browser: Browser, tmp_path: Path) -> None:
+        with running_server(tmp_path, env={**LIMITS, "ENDSTOP_API_KEYS": f"ann:{KEY}"}, key=KEY) as server:
+            seat = Seat(browser, server.url)
+            seat.page.clock.install()
+            seat.page.get_by_role("link", name="Operations").click()
+            dialog = seat.page.get_by_role("dialog", name="API key")
+            expect(dialog).to_be_visible()
+            seat.page.keyboard.press("Escape")
+            status = seat.page.get_by_role("region", name="Operations", exact=True).get_by_role("status")
+            expect(status).to_contain_text("there is no API key")
+            seat.page.clock.run_for(10_000)
+            expect(dialog).to_be_hidden()  # who has said no is not asked again
+            seat.page.reload()
+            dialog.get_by_label("Key", exact=True).fill(KEY)
+            seat.page.keyboard.press("Enter")
+            expect(status).to_contain_text("READY")
+            seat.context.close()
+
+
+class TestLooks:
+    pytestmark = in_browser
+
+    def test_it_fits_a_phone(self, browser: Browser, server: Server) -> None:
+        seat = Seat(browser, server.url, viewport=PHONE, has_touch=True, is_mobile=True)
+        server.allow("open")
+        seat.ask("w" * 200)
+        expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
+        turn = "x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n\n|" + "z" * 300 + "|b|\n|-|-|\n|1|2|"
+        show_answer(seat.page, turn)
+        expect(seat.page.get_by_text("API key…")).to_be_hidden()
+        for view in ("chat", "operations"):
+            seat.page.goto(f"{server.url}/#{view}")
+            assert seat.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        seat.page.goto(f"{server.url}/#chat")
+        assert seat.page.evaluate("document.querySelector('#log').scrollWidth <= innerWidth")
+        expect(seat.page.get_by_label("Message")).to_be_in_viewport()
+        seat.page.get_by_text("Settings", exact=True).click()
+        seat.page.get_by_role("button", name="Clear the conversation").scroll_into_view_if_needed()
+        expect(seat.page.get_by_role("button", name="Clear the conversation")).to_be_in_viewport()
+        assert seat.complaints == []
+        seat.context.close()
+
+    def test_it_is_dark_or_light_as_the_system_or_the_reader_wants(self, seat: Seat) -> None:
+        def back() -> Any:
+            return seat.page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+        light, dark = "rgb(255, 255, 255)", "rgb(20, 23, 26)"
+        seat.page.emulate_media(color_scheme="dark")
+        assert back() == dark
+        seat.page.emulate_media(color_scheme="light")
+        assert back() == light
+        seat.page.get_by_role("button", name="Theme: auto").click()
+        seat.page.get_by_role("button", name="Theme: light").click()
+        assert back() == dark
+        seat.page.reload()
+        assert back() == dark
+        seat.page.get_by_role("button", name="Theme: dark").click()
+        assert back() == light
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_can_be_read(self, seat: Seat, scheme: Any) -> None:
+        """4.5 to 1 between every colour of letters and what they stand on, as WCAG 2.2 has it."""
+        seat.page.emulate_media(color_scheme=scheme)
+        colours = seat.page.evaluate(
+            """() => Object.fromEntries(NAMES.map((name) => {
+              document.body.style.color = `var(--${name})`;
+              return [name, getComputedStyle(document.body).color.match(/\\d+/g).map(Number)];
+            }))""".replace("NAMES", '["back", "panel", "text", "faint", "link", "on-link", "bad", "good"]')
+        )
+        for letters in ("text", "faint", "link", "bad", "good"):
+            for back in ("back", "panel"):
+                assert contrast(colours[letters], colours[back]) >= 4.5, (letters, back)
+        assert contrast(colours["on-link"], colours["link"]) >= 4.5
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """WCAG's ratio of two colours."""
+
+    def luminance(colour: list[int]) -> float:
+        parts = [part / 255 for part in colour]
+        red, green, blue = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+# ---- what models write
+
+
+def show_answer(page: Page, text: str) -> None:
+    """Have the page show an answer that no model has to be taught."""
+    answer = {"state": "done", "text": text, "jobId": None, "lastId": -1, "error": None, "stopReason": "EOS"}
+    turns = [{"question": "q", "answer": answer | {"metrics": None, "tokens": 0}}]
+    # The page writes what it knows when it goes away, and is followed by what it did not.
+    page.evaluate(
+        "turns => addEventListener('pagehide', () => { localStorage['endstop.conversation'] = JSON.stringify(turns) })",
+        turns,
+    )
+    page.reload()
+
+
+class TestMarkdown:
+    pytestmark = in_browser
+
+    CASES = (
+        ("plain & <b>bold</b>", "<p>plain &amp; &lt;b&gt;bold&lt;/b&gt;</p>"),
+        (
+            "a **b *c* d** `e*f*` __g__ _h_",
+            "<p>a <strong>b <em>c</em> d</strong> <code>e*f*</code> <strong>g</strong> <em>h</em></p>",
+        ),
+        ("snake_case_name and 2 * 3 * 4", "<p>snake_case_name and 2 * 3 * 4</p>"),
+        ("# One\ntext\nmore", "<h3>One</h3><p>text<br>more</p>"),
+        ("- a\n- b\n  - c\n\nd", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul><p>d</p>"),
+        ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
+        ("> a\n> b", "<blockquote><p>a<br>b</p></blockquote>"),
+        ("a\n\n---\nb", "<p>a</p><hr><p>b</p>"),
+        (
+            "[x](https://a.example/b_(c)) https://d.example.",
+            '<p><a href="https://a.example/b_(c)" target="_blank" rel="noopener noreferrer">x</a> '
+            '<a href="https://d.example" target="_blank" rel="noopener noreferrer">https://d.example</a>.</p>',
+        ),
+        ("[x](javascript:alert(1)) [y](data:text/html,z) ![i](z.png)", "<p>x y i</p>"),
+        ("\\*a\\* `` b`c ``", "<p>*a* <code>b`c</code></p>"),
+    )
+
+    @pytest.mark.parametrize(("text", "markup"), CASES)
+    def test_it_is_shown_as_it_was_meant(self, seat: Seat, text: str, markup: str) -> None:
+        show_answer(seat.page, text)
+        assert seat.text.inner_html() == markup
+
+    def test_code_is_copied_as_it_is(self, seat: Seat) -> None:
+        seat.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        show_answer(seat.page, "```html\n<script>alert(1)</script>\n  x\n```\ntext")
+        expect(seat.text.locator("pre")).to_have_text("<script>alert(1)</script>\n  x")
+        seat.text.get_by_role("button", name="Copy").click()
+        expect(seat.text.get_by_role("button")).to_have_text("Copied")
+        assert seat.page.evaluate("navigator.clipboard.readText()") == "<script>alert(1)</script>\n  x"
+
+    def test_a_text_that_grows_is_shown_as_the_whole_would_be(self, seat: Seat) -> None:
+        """Whatever has come of it; and what stands before its last block is left in place."""
+        texts = [
+            "\n\n".join(text for text, _ in self.CASES),
+            "a\n\n```py\nx = '`'\n\n# no\n```\n\n|a|b|\n|-|-|\n|1|`2`|\n\n* x\n\n  y\n* z\n",
+        ]
+        differences = seat.page.evaluate(
+            """async (texts) => {
+              const { MarkdownView } = await import("/page/markdown.js");
+              const shown = (element) => element.innerHTML;
+              const wrong = [];
+              for (const text of texts) {
+                const growing = new MarkdownView(document.createElement("div"));
+                let first = null;
+                for (let length = 1; length <= text.length; length++) {
+                  growing.text = text.slice(0, length);
+                  const whole = new MarkdownView(document.createElement("div"));
+                  whole.text = text.slice(0, length);
+                  if (shown(growing.element) !== shown(whole.element)) wrong.push(text.slice(0, length));
+                  if (text.slice(0, length).includes("\\n\\n")) first ??= growing.element.firstChild;
+                }
+                if (first !== growing.element.firstChild) wrong.push("the first block was made anew");
+              }
+              return wrong;
+            }""",
+            texts,
+        )
+        assert differences == []
+
+    def test_no_text_takes_long(self, seat: Seat) -> None:
+        """Of what is not Markdown after all, however much of it there is."""
+        slow = seat.page.evaluate(
+            """async (pieces) => {
+              const { MarkdownView } = await import("/page/markdown.js");
+              const slow = [];
+              for (const piece of pieces) {
+                const begun = performance.now();
+                new MarkdownView(document.createElement("div")).text = piece.repeat(4000 / piece.length);
+                if (performance.now() - begun > 1000) slow.push(piece);
+              }
+              return slow;
+            }""",
+            ["*", "_", "`", "[", "](", "**a", "- ", "> ", "|a", "a ", "~~", "http://", "\\", "#"],
+        )
+        assert slow == []

@@ -1,0 +1,138 @@
+// How an answer comes to be: a job is made, its events are read to the end, or it is stopped. Changes an answer of the
+// conversation and says after each change that there was one. Knows nothing of what is shown.
+
+import { Refused, cancelJob, createJob, newName } from "./api.js";
+import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
+import { jobEvents, pause } from "./stream.js";
+
+const TRIES = 4;
+
+// What to do about an ending that is nobody's wish.
+const ADVICE = {
+  QUEUE_TIMEOUT: "The server is busy. Try again in a moment.",
+  FIRST_TOKEN_TIMEOUT: "The server is slow at the moment. Try again, or ask something shorter.",
+  STALLED: "The server got stuck and is being replaced. Try again in a moment.",
+  TIMEOUT: "Ask for a shorter answer (Max tokens), or try again.",
+  VRAM_OOM: "The server has no memory left for this. Ask something shorter, or try again.",
+  SHUTTING_DOWN: "The server is being restarted. Try again in a moment.",
+  ENGINE_DEAD: "The server failed and is being replaced. Try again in a moment.",
+  UNKNOWN_JOB: "The server was restarted or the answer has expired. Try again.",
+};
+
+export class Answering {
+  #isStopAsked = false;
+  #leaving = new AbortController();
+
+  // answer: of the conversation. onChange: called with what is going on, in words, or "".
+  constructor(answer, onChange) {
+    this.answer = answer;
+    this.onChange = onChange;
+  }
+
+  // Make the job and read it to its end. Throws Refused with status 401 if a key is needed; then call it again.
+  async run(body) {
+    try {
+      this.answer.jobId ??= await this.#create(body);
+      if (this.#isStopAsked) this.#cancel();
+      await this.#read();
+    } catch (error) {
+      if (this.#leaving.signal.aborted) return;
+      if (error instanceof Refused && error.status === 401) throw error;
+      this.#fail(error.code ?? "", error instanceof Refused ? words(error) : `The page failed: ${error.message}`);
+    }
+  }
+
+  // End the work on the server. The end comes as an event, as every other.
+  stop() {
+    this.#isStopAsked = true;
+    this.onChange("Stopping…");
+    if (this.answer.jobId) this.#cancel();
+  }
+
+  // Stop reading and change nothing any more: the conversation has been cleared.
+  leave() {
+    if (this.answer.jobId && this.answer.state === RUNNING) cancelJob(this.answer.jobId).catch(() => {});
+    this.#leaving.abort();
+  }
+
+  // The request is sent again under the same name, so that an answer that was lost on its way does not make two jobs.
+  async #create(body) {
+    const name = newName();
+    this.onChange("Sending…");
+    for (let tries = 1; ; tries++) {
+      try {
+        return await createJob(body, name, this.#leaving.signal);
+      } catch (error) {
+        if (error instanceof Refused || this.#leaving.signal.aborted) throw error;
+        if (tries === TRIES || this.#isStopAsked) throw new Refused(0, "", "The server cannot be reached. Check the connection, then try again.");
+        this.onChange("The server does not answer; trying again…");
+        await pause(500 * 2 ** tries, this.#leaving.signal);
+      }
+    }
+  }
+
+  async #read() {
+    const { answer } = this;
+    const onConnection = (state) => {
+      if (state === "lost") this.onChange("Connection lost; resuming…");
+      else if (this.#isStopAsked) this.#cancel(); // the first try may have been lost with the connection
+      else this.onChange("");
+    };
+    const options = { lastId: answer.lastId, signal: this.#leaving.signal, onConnection };
+    for await (const { id, event } of jobEvents(answer.jobId, options)) {
+      answer.lastId = id;
+      this.onChange(this.#take(event));
+    }
+  }
+
+  // Put an event into the answer. Returns what is going on, in words; null: as before.
+  #take(event) {
+    const { answer } = this;
+    switch (event.type) {
+      case "narration":
+        return event.human;
+      case "token":
+        answer.text += event.t;
+        answer.tokens = event.i + (event.n ?? 1);
+        return this.#isStopAsked ? null : "";
+      case "metrics":
+        answer.metrics = { tokensPerS: event.tokens_per_sec, ttftMs: event.ttft_ms, queueMs: event.queue_ms };
+        return null;
+      case "end":
+        answer.state = event.stop_reason === "CANCELLED" ? STOPPED : DONE;
+        answer.stopReason = event.stop_reason;
+        answer.tokens = event.tokens_out;
+        return "";
+      case "error":
+        this.#fail(event.code, advised(event.code, event.message));
+        return "";
+      default:
+        return null;
+    }
+  }
+
+  #fail(code, message) {
+    this.answer.state = FAILED;
+    this.answer.error = { code, message };
+    this.onChange("");
+  }
+
+  #cancel() {
+    cancelJob(this.answer.jobId).catch(() => {}); // asked again with the next connection, if this one is lost
+  }
+}
+
+function words(refused) {
+  if (refused.code === "UNKNOWN_JOB" || refused.status === 404) return ADVICE.UNKNOWN_JOB;
+  const wait = refused.retryAfterS ? ` Try again in ${refused.retryAfterS} s.` : "";
+  return sentence(refused.message) + wait;
+}
+
+function advised(code, message) {
+  return `${sentence(message)} ${ADVICE[code] ?? "Try again; the server's log has the details."}`;
+}
+
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+}

@@ -1,0 +1,156 @@
+// The chat: what a person does, and what it does to the conversation. One answer runs at a time.
+
+import { Refused } from "./api.js";
+import { Answering } from "./answering.js";
+import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
+import { byId } from "./dom.js";
+import { askForKey } from "./keydialog.js";
+import { areOptionsValid, keepOptions, sampling, systemPrompt } from "./options.js";
+import { TurnView } from "./turn.js";
+
+const AT_END_PX = 80;
+
+export class Chat {
+  #conversation = new Conversation();
+  #views = new Map(); // by turn
+  #running = null;
+  #isFollowing = true;
+
+  constructor() {
+    keepOptions();
+    const question = byId("question");
+    byId("ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send();
+    });
+    question.addEventListener("keydown", (event) => {
+      // Where there is no keyboard but on the glass, Enter is the only way to begin a line.
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
+        event.preventDefault();
+        this.#send();
+      }
+    });
+    question.addEventListener("input", () => grow(question));
+    byId("stop").addEventListener("click", () => this.#running?.stop());
+    byId("clear").addEventListener("click", () => this.#clear());
+    byId("change-key").addEventListener("click", () => askForKey());
+    const log = byId("log");
+    log.addEventListener("scroll", () => {
+      this.#isFollowing = log.scrollHeight - log.scrollTop - log.clientHeight < AT_END_PX;
+    });
+    for (const turn of this.#conversation.turns) this.#show(turn);
+    const last = this.#conversation.turns.at(-1);
+    if (last?.answer.state === RUNNING) this.#goOn(last);
+    this.#showState();
+  }
+
+  #send() {
+    const question = byId("question").value.trim();
+    if (this.#running || !question || !areOptionsValid()) return;
+    byId("question").value = "";
+    grow(byId("question"));
+    const turn = this.#conversation.ask(question);
+    this.#show(turn);
+    this.#answer(turn);
+    this.#scrollDown(true);
+  }
+
+  #askAgain(turn, question) {
+    if (!areOptionsValid()) return;
+    this.#running?.leave();
+    const turns = this.#conversation.turns;
+    for (const later of turns.slice(turns.indexOf(turn))) {
+      this.#views.get(later).element.remove();
+      this.#views.delete(later);
+    }
+    this.#conversation.cut(turn);
+    const asked = this.#conversation.ask(question);
+    this.#show(asked);
+    this.#answer(asked);
+    this.#scrollDown(true);
+    byId("question").focus();
+  }
+
+  // A turn that was running when the page went away. One without a job was not sent.
+  #goOn(turn) {
+    if (turn.answer.jobId) {
+      this.#answer(turn);
+    } else {
+      turn.answer = { ...newAnswer(), state: FAILED, error: { code: "", message: "This was not sent. Try again." } };
+      this.#views.get(turn).draw();
+    }
+  }
+
+  async #answer(turn) {
+    const view = this.#views.get(turn);
+    const answering = new Answering(turn.answer, (status) => {
+      this.#conversation.save();
+      view.update(status);
+    });
+    this.#running = answering;
+    this.#showState();
+    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...sampling() };
+    for (;;) {
+      try {
+        await answering.run(body);
+        break;
+      } catch (error) {
+        if (!(error instanceof Refused && error.status === 401)) throw error;
+        view.update("Waiting for an API key…");
+        if (await askForKey(error.message)) continue;
+        turn.answer.state = FAILED;
+        turn.answer.error = { code: error.code, message: "The server wants an API key. Give it one in Settings, then try again." };
+        break;
+      }
+    }
+    this.#conversation.save();
+    view.update("");
+    if (this.#running === answering) this.#running = null;
+    this.#showState();
+  }
+
+  #clear() {
+    if (this.#conversation.turns.length && !confirm("Clear the conversation? It is kept nowhere else.")) return;
+    this.#running?.leave();
+    this.#running = null;
+    this.#conversation.clear();
+    for (const view of this.#views.values()) view.element.remove();
+    this.#views.clear();
+    this.#showState();
+    byId("question").focus();
+  }
+
+  #show(turn) {
+    const view = new TurnView(turn, {
+      onEdit: (question) => this.#askAgain(turn, question),
+      onRetry: () => this.#askAgain(turn, turn.question),
+    });
+    view.onDraw = () => this.#scrollDown(false);
+    this.#views.set(turn, view);
+    byId("log").append(view.element);
+  }
+
+  #showState() {
+    const { turns } = this.#conversation;
+    byId("welcome").hidden = turns.length > 0;
+    byId("log").classList.toggle("running", this.#running !== null);
+    const isStopFocused = document.activeElement === byId("stop");
+    byId("send").hidden = this.#running !== null;
+    byId("stop").hidden = this.#running === null;
+    if (isStopFocused && byId("stop").hidden) byId("question").focus(); // a focus that vanishes starts at the top again
+    for (const turn of turns) {
+      this.#views.get(turn).element.classList.toggle("last", turn === turns.at(-1));
+    }
+  }
+
+  // Follow the text, unless somebody has scrolled up to read.
+  #scrollDown(isForced) {
+    const log = byId("log");
+    if (isForced || this.#isFollowing) log.scrollTop = log.scrollHeight;
+  }
+}
+
+function grow(field) {
+  field.style.height = "auto";
+  field.style.height = `${Math.min(field.scrollHeight + 2, 200)}px`;
+}

@@ -1,0 +1,120 @@
+// How one turn of the conversation is shown: the question, which can be edited, and the answer as it grows.
+
+import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
+import { make } from "./dom.js";
+import { MarkdownView, copyText } from "./markdown.js";
+
+export class TurnView {
+  #frame = null;
+  #status = "";
+
+  // onEdit(text): the question is another now. onRetry(): another answer is wanted.
+  constructor(turn, { onEdit, onRetry }) {
+    this.turn = turn;
+    this.onEdit = onEdit;
+    this.onRetry = onRetry;
+    this.question = make("div", { class: "question" });
+    // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
+    this.body = make("div", { class: "answer-text" });
+    this.markdown = new MarkdownView(this.body);
+    this.statusLine = make("p", { class: "status", role: "status" });
+    this.error = make("p", { class: "error", role: "alert", hidden: true });
+    this.foot = make("div", { class: "foot" });
+    this.answer = make("article", { class: "answer", "aria-label": "Answer" }, this.body, this.statusLine, this.error, this.foot);
+    this.element = make("div", { class: "turn" }, this.question, this.answer);
+    this.#showQuestion();
+    this.draw();
+  }
+
+  // Say what is going on; null: as before. Draws with the next frame, however often it is called.
+  update(status) {
+    this.#status = status ?? this.#status;
+    this.#frame ??= requestAnimationFrame(() => {
+      this.#frame = null;
+      this.draw();
+    });
+  }
+
+  draw() {
+    const { answer } = this.turn;
+    const isRunning = answer.state === RUNNING;
+    this.markdown.text = answer.text;
+    this.answer.setAttribute("aria-busy", isRunning);
+    this.answer.classList.toggle("writing", isRunning && answer.text !== "");
+    setText(this.statusLine, isRunning ? this.#status || (answer.text ? "" : "Waiting…") : "");
+    this.error.hidden = answer.state !== FAILED;
+    setText(this.error, answer.error?.message ?? "");
+    const foot = isRunning ? "" : facts(answer);
+    if (this.foot.dataset.facts !== foot || isRunning !== !this.foot.firstChild) this.#showFoot(foot, isRunning);
+    this.onDraw?.();
+  }
+
+  #showFoot(text, isRunning) {
+    this.foot.dataset.facts = text;
+    if (isRunning) {
+      this.foot.replaceChildren();
+      return;
+    }
+    const copy = make("button", { type: "button" }, "Copy");
+    copy.onclick = async () => {
+      copy.textContent = (await copyText(this.turn.answer.text)) ? "Copied" : "Cannot copy";
+      setTimeout(() => { copy.textContent = "Copy"; }, 2000);
+    };
+    const retry = make("button", { type: "button", class: "retry", onclick: () => this.onRetry() }, "Retry");
+    this.foot.replaceChildren(make("span", { class: "facts" }, text), this.turn.answer.text ? copy : "", retry);
+  }
+
+  #showQuestion() {
+    const edit = make("button", { type: "button", "aria-label": "Edit the question" }, "Edit");
+    edit.onclick = () => this.#editQuestion();
+    this.question.replaceChildren(
+      make("article", { class: "bubble", "aria-label": "Question" }, this.turn.question),
+      make("div", { class: "tools" }, edit),
+    );
+  }
+
+  #editQuestion() {
+    const field = make("textarea", { rows: "3", "aria-label": "Question", "aria-describedby": "edit-about" });
+    field.value = this.turn.question;
+    const close = () => {
+      this.#showQuestion();
+      this.question.querySelector("button").focus();
+    };
+    const form = make("form", { class: "edit" }, field,
+      make("p", { id: "edit-about" }, "The answer and all that follows it are replaced."),
+      make("div", { class: "row" },
+        make("button", { type: "submit", class: "primary" }, "Ask again"),
+        make("button", { type: "button", onclick: close }, "Cancel")));
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      if (field.value.trim()) this.onEdit(field.value.trim());
+    };
+    form.onkeydown = (event) => { if (event.key === "Escape") close(); };
+    this.question.replaceChildren(form);
+    field.focus();
+  }
+}
+
+// What was measured, in words.
+function facts({ state, stopReason, tokens, metrics }) {
+  const parts = [];
+  if (state === STOPPED) parts.push("stopped");
+  if (state === DONE && stopReason === "MAX_TOKENS") parts.push("cut off at the limit of tokens");
+  if (tokens) parts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
+  if (metrics?.tokensPerS) parts.push(`${number(metrics.tokensPerS)} tokens/s`);
+  if (metrics?.ttftMs) parts.push(`first after ${duration(metrics.ttftMs)}`);
+  return parts.join(" · ");
+}
+
+function number(value) {
+  return value < 100 ? value.toFixed(1) : Math.round(value).toString();
+}
+
+function duration(ms) {
+  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
+}
+
+// A live region is read again when its text is set again, the same or not.
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
