@@ -566,6 +566,9 @@ class TestLooks:
             assert seat.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         seat.page.goto(f"{server.url}/#chat")
         assert seat.page.evaluate("document.querySelector('#log').scrollWidth <= innerWidth")
+        for wide in ("pre", ".table"):  # what cannot be broken is scrolled by itself
+            element = seat.text.locator(wide)
+            assert element.evaluate("one => { one.scrollLeft = 40; return one.scrollLeft; }") == 40, wide
         expect(seat.page.get_by_label("Message")).to_be_in_viewport()
         seat.page.get_by_text("Settings", exact=True).click()
         seat.page.get_by_role("button", name="Clear the conversation").scroll_into_view_if_needed()

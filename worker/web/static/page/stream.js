@@ -38,8 +38,13 @@ async function* connection(jobId, lastId, signal, onOpen) {
   const silence = new AbortController();
   const parser = new EventParser();
   const decoder = new TextDecoder();
-  let timer = setTimeout(() => silence.abort(), SILENCE_MS);
+  let timer = null;
+  const heard = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => silence.abort(), SILENCE_MS);
+  };
   try {
+    heard();
     const response = await request(`v1/jobs/${jobId}/stream`, {
       headers: lastId >= 0 ? { "Last-Event-ID": String(lastId) } : {},
       signal: AbortSignal.any([signal, silence.signal]),
@@ -49,8 +54,7 @@ async function* connection(jobId, lastId, signal, onOpen) {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      clearTimeout(timer);
-      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+      heard();
       yield* parser.push(decoder.decode(value, { stream: true }));
     }
   } finally {
