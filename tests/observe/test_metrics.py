@@ -27,6 +27,7 @@ NUMBERS = EngineNumbers(
     num_running=2,
     num_waiting=3,
     cache_usage=0.25,
+    cache_remembered=0.5,
     num_prefix_tokens=40,
     num_prefix_hits=10,
     num_preempted=1,
