@@ -17,7 +17,8 @@ class CutProxy:
         requests: What clients have sent, one entry for each piece.
         is_down: New connections are closed at once.
         is_silent: What the server sends is lost; connections stay.
-        drop_answer_to: The answer to the next request that begins so is not passed on; its connection is cut.
+        drop_answers_to: The answer to a request that begins as the first of these is not passed on, but its connection
+            cut; then it is the next one's turn.
     """
 
     def __init__(self, port: int) -> None:
@@ -27,7 +28,7 @@ class CutProxy:
         self.requests: list[bytes] = []
         self.is_down = False
         self.is_silent = False
-        self.drop_answer_to = b""
+        self.drop_answers_to: list[bytes] = []
         self._silenced: socket.socket | None = None  # the server's side of the connection whose answer is dropped
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -68,8 +69,9 @@ class CutProxy:
             while data := source.recv(PIECE_BYTES):
                 if is_up:
                     self.requests.append(data)
-                    if self.drop_answer_to and data.startswith(self.drop_answer_to):
-                        self.drop_answer_to, self._silenced = b"", target
+                    if self.drop_answers_to and data.startswith(self.drop_answers_to[0]):
+                        del self.drop_answers_to[0]
+                        self._silenced = target
                 elif source is self._silenced:
                     break
                 if self.is_silent and not is_up:
