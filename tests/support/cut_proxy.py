@@ -17,8 +17,6 @@ class CutProxy:
         requests: What clients have sent, one entry for each piece.
         is_down: New connections are closed at once.
         is_silent: What the server sends is lost; connections stay.
-        drop_answers_to: The answer to a request that begins as the first of these is not passed on, but its connection
-            cut; then it is the next one's turn.
     """
 
     def __init__(self, port: int) -> None:
@@ -28,8 +26,6 @@ class CutProxy:
         self.requests: list[bytes] = []
         self.is_down = False
         self.is_silent = False
-        self.drop_answers_to: list[bytes] = []
-        self._silenced: socket.socket | None = None  # the server's side of the connection whose answer is dropped
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -69,12 +65,7 @@ class CutProxy:
             while data := source.recv(PIECE_BYTES):
                 if is_up:
                     self.requests.append(data)
-                    if self.drop_answers_to and data.startswith(self.drop_answers_to[0]):
-                        del self.drop_answers_to[0]
-                        self._silenced = target
-                elif source is self._silenced:
-                    break
-                if self.is_silent and not is_up:
+                elif self.is_silent:
                     continue
                 target.sendall(data)
         except OSError:
