@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 export PORT ?= 8000
+# Test files at once. More than there are cores: most tests wait for a server.
+TEST_JOBS ?= 3
 
 .PHONY: help setup serve test spec lint types check soak mutations chat bench llama-server model clean
 
@@ -16,7 +18,7 @@ serve: $(VENV)/.runtime  ## serve the embedded model (ENDSTOP_MODEL=... another)
 	@ENDSTOP_HOST=$${ENDSTOP_HOST:-127.0.0.1} exec $(BIN)/gunicorn -c gunicorn.conf.py wsgi:app
 
 test: $(VENV)/.dev lint types  ## everything: lint, types, unit, parity and real-socket tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 spec:           ## prove the model of the protocols and reject its mutants; needs spin and a C compiler
 	$(PYTHON) -m spec

@@ -18,8 +18,8 @@ from worker.request import GenerateRequest, StrictModel
 from worker.settings import ROOT
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
-from worker.web.messages import CountRequest, MessagesRequest
-from worker.web.responses import ResponseRequest
+from worker.web.messages_request import CountRequest, MessagesRequest
+from worker.web.responses_request import ResponseRequest
 from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 PAGE = ROOT / "docs" / "api.md"

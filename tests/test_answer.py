@@ -11,7 +11,6 @@ from tests.support import templates
 from worker.answer import (
     PLAIN,
     AnswerFormat,
-    AnswerParser,
     CallArguments,
     CallBegun,
     CallEnded,
@@ -21,6 +20,7 @@ from worker.answer import (
     Text,
     answer_format_of,
 )
+from worker.answer_parser import AnswerParser
 from worker.events import Likelihood, Token, TokenLogprob
 from worker.request import GenerateRequest
 

@@ -29,8 +29,16 @@ class FakeJobs:
             raise RuntimeError("a bug")
 
 
+class FakeHistory:
+    """Looks at nothing."""
+
+    def sample(self, now: float) -> None:
+        pass
+
+
 def test_the_housekeeper_survives_a_bug_and_ends_with_the_engine() -> None:
     jobs: Any = FakeJobs()
     records: Any = FakeRecords(3)
-    _keep_house(jobs, records)
+    history: Any = FakeHistory()
+    _keep_house(jobs, records, history)
     assert jobs.num_sweeps == 3

@@ -7,6 +7,7 @@ from tests.mutations import (
     engine,
     faults,
     jobs,
+    observe,
     page,
     process,
     steps,
@@ -33,4 +34,5 @@ MUTATIONS: list[Mutation] = [
     *page.MUTATIONS,
     *clients.MUTATIONS,
     *process.MUTATIONS,
+    *observe.MUTATIONS,
 ]

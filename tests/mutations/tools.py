@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 answer = taking_from("worker/answer.py", "tests/test_answer.py")
+parser = taking_from("worker/answer_parser.py", "tests/test_answer.py")
 conversation = taking_from("worker/engine/conversation.py", "tests/engine/test_conversation.py")
 call_grammar = taking_from("worker/call_grammar.py", "tests/test_call_grammar.py")
 chat = taking_from("worker/web/chat_completions.py", "tests/web/test_tools.py")
@@ -11,61 +12,61 @@ prompts = taking_from("worker/prompts.py", "tests/web/test_tools.py")
 request = taking_from("worker/request.py", "tests/test_request.py")
 
 _ANSWERS = [
-    answer(
+    parser(
         "what may be the beginning of a mark is held back",
         '            end, mark = min(found, default=(_undecided_from(self._rest, marks), ""))\n',
         '            end, mark = min(found, default=(len(self._rest), ""))\n',
         "test_how_the_text_is_cut_makes_no_difference",
     ),
-    answer(
+    parser(
         "white space in front of a call is no text",
         "            self._say(len(self._rest[:end].rstrip(_SPACES)) if opening else end)\n",
         "            self._say(end)\n",
         "test_text_may_be_around_calls_and_space_beside_them_is_not_text",
     ),
-    answer(
+    parser(
         "only a tool that was offered is called",
         "                if name not in self._format.tool_names:\n                    return is_begun\n",
         "",
         "test_what_is_no_call_is_text",
     ),
-    answer(
+    parser(
         "a bracket in a string closes nothing",
         "            elif character == '\"':\n                self._is_in_string = True\n",
         "            elif character == '\"':\n                pass\n",
         "test_a_call_of_each_format",
     ),
-    answer(
+    parser(
         "a call that is cut is not complete",
         "        return self._num_ended if self._num_ended == self._num_begun else 0\n",
         "        return self._num_ended\n",
         "test_of_several_calls_one_that_is_cut_makes_none_complete",
     ),
-    answer(
+    parser(
         "a call whose arguments are no JSON is not complete",
         "        if is_json_object(given):\n",
         "        if True:\n",
         "test_a_call_whose_arguments_are_no_json_is_not_complete",
     ),
-    answer(
+    parser(
         "a special token that is no part of a call is not shown",
         "                if mark in self._format.special_marks:\n",
         "                if False:\n",
         "test_a_special_token_that_is_no_part_of_a_call_is_not_shown",
     ),
-    answer(
+    parser(
         "if there may be one call the answer is over behind it",
         "        return self._num_begun > 0 and not self._format.has_many_calls\n",
         "        return False\n",
         "test_if_there_may_be_one_call_the_answer_is_over_behind_it",
     ),
-    answer(
+    parser(
         "a name that does not end is not waited for",
         "            if len(self._rest) > at + _MAX_STRING or not (yield from self._more()):\n",
         "            if not (yield from self._more()):\n",
         "test_a_string_that_does_not_end_is_text_before_the_answer_ends",
     ),
-    answer(
+    parser(
         "logprobs of markup are not told with the text",
         "        self._num_taken += num\n",
         "        self._num_taken += num * bool(self._parts)\n",

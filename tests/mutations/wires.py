@@ -5,6 +5,7 @@ from tests.mutations.mutation import Mutation, taking_from
 responses = taking_from("worker/web/responses.py", "tests/web/test_responses.py")
 items = taking_from("worker/web/responses.py", "tests/web/test_translators.py")
 messages = taking_from("worker/web/messages.py", "tests/web/test_messages.py")
+message_bodies = taking_from("worker/web/messages_request.py", "tests/web/test_messages.py")
 blocks = taking_from("worker/web/messages.py", "tests/web/test_translators.py")
 job = taking_from("worker/job.py", "tests/test_jobs.py")
 refusals = taking_from("worker/web/refusals.py", "tests/web/test_messages.py")
@@ -128,7 +129,7 @@ _MESSAGES = [
         "",
         "test_every_event_is_what_its_type_declares[gthread-fields2-model_context_window_exceeded-None-None]",
     ),
-    messages(
+    message_bodies(
         "an answer that is begun is refused",
         '        if isinstance(last, dict) and last.get("role") == "assistant":\n',
         "        if False:\n",

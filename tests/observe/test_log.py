@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from worker.events import Usage
-from worker.observe.log import JsonFormatter, Outcome, RecordWriter, is_news
-from worker.streams.channel import open_channel
+from worker.observe.log import JsonFormatter, Outcome, Record, RecordWriter, is_news
+from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
 
@@ -72,6 +72,8 @@ OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0
 
 def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging.LogRecord:
     caplog.set_level("INFO", "endstop")
+    sender: SendChannel[Record, None]
+    receiver: ReceiveChannel[Record, None]
     sender, receiver = open_channel(ThreadWakeup(), None)
     sender.send(OUTCOME)
     writer = RecordWriter(receiver, on_outcome or (lambda outcome: None))

@@ -22,9 +22,9 @@ from worker.request import TAG_PREFIX, GenerateRequest, StrictModel
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
 from worker.web.description import description_of
-from worker.web.messages import CountRequest, MessagesRequest
+from worker.web.messages_request import CountRequest, MessagesRequest
 from worker.web.openapi import document
-from worker.web.responses import ResponseRequest
+from worker.web.responses_request import ResponseRequest
 from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 HELLO = [{"role": "user", "content": "hello"}]

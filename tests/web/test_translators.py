@@ -17,8 +17,10 @@ from worker.answer import AnswerFormat, CallFormat
 from worker.body import parse_body
 from worker.errors import InvalidRequest
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
-from worker.web.messages import MessagesRequest, MessagesTranslator
-from worker.web.responses import Asked, ResponseRequest, ResponseTranslator, _messages_of, _name_of, _said_before
+from worker.web.messages import MessagesTranslator
+from worker.web.messages_request import MessagesRequest
+from worker.web.responses import Asked, ResponseTranslator, _said_before
+from worker.web.responses_request import ResponseRequest, messages_of, name_of
 
 FORMAT = AnswerFormat(reasoning=("<think>", "</think>"), calls=CallFormat.HERMES, tool_names=frozenset({"look", "go"}))
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "go")]
@@ -187,7 +189,7 @@ def test_the_items_of_an_answer_are_a_message_of_the_next_request() -> None:
     ]
     body = asked(input=items).body
     assert Asked(body, []).num_bytes > len(json.dumps(items)) / 2
-    _, said, seen, gone = _messages_of(body.input)
+    _, said, seen, gone = messages_of(body.input)
     assert said.role == "assistant"
     assert said.reasoning_content == "what is it"
     assert said.text == "I see."
@@ -340,7 +342,7 @@ def test_what_does_not_go_together_is_said_in_the_words_of_the_route(schema: Any
 
 
 def test_refusals_name_fields_as_the_route_does() -> None:
-    assert _name_of("tools.0.function.strict") == "tools.0.strict"
-    assert _name_of("response_format.json_schema.schema") == "text.format.schema"
-    assert _name_of("max_tokens") == "max_output_tokens"
-    assert _name_of("seed") == "seed"
+    assert name_of("tools.0.function.strict") == "tools.0.strict"
+    assert name_of("response_format.json_schema.schema") == "text.format.schema"
+    assert name_of("max_tokens") == "max_output_tokens"
+    assert name_of("seed") == "seed"

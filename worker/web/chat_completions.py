@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from flask import Blueprint, Response
 from pydantic import Field
 
-from worker.answer import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.answer import CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.answer_parser import AnswerParser
 from worker.events import Token
 from worker.job import Job
 from worker.request import (

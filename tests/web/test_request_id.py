@@ -1,0 +1,103 @@
+"""Every answer has the name of its request, and a name can be nothing that would break a log."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from tests.support.apps import app_in_process
+from tests.support.engines import wait_until
+from worker.keys import ApiKeys
+
+KEY = "open-sesame-open-sesame"
+CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Flask]:
+    with app_in_process(api_keys=ApiKeys.parse(f"alice:{KEY}"), cors_origins="https://one.example") as app:
+        app.extensions["runner"].open()
+        app.add_url_rule("/bug", view_func=_fail)
+        yield app
+
+
+def _fail() -> str:
+    raise RuntimeError("a bug")
+
+
+def ask(app: Flask, method: str, path: str, name: str | None = None, **asked: Any) -> Any:
+    headers = {"Authorization": f"Bearer {KEY}"} | asked.pop("headers", {})
+    if name is not None:
+        headers["X-Request-Id"] = name
+    return app.test_client().open(path, method=method, headers=headers, **asked)
+
+
+ANSWERS = [
+    ("GET", "/health", {}, 200),
+    ("HEAD", "/health", {}, 200),
+    ("GET", "/nope", {}, 404),
+    ("PUT", "/health", {}, 405),
+    ("GET", "/v1/models", {"headers": {"Authorization": "none"}}, 401),
+    ("POST", "/v1/chat/completions", {"json": {}}, 400),
+    ("POST", "/v1/chat/completions", {"json": CHAT}, 200),
+    ("POST", "/v1/chat/completions", {"json": CHAT | {"stream": True}}, 200),
+    ("POST", "/v1/messages", {"json": {}}, 400),
+    ("GET", "/bug", {}, 500),
+    (
+        "OPTIONS",
+        "/execute",
+        {"headers": {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}},
+        204,
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "asked", "status"), ANSWERS)
+def test_every_answer_has_the_name_of_its_request(
+    app: Flask, method: str, path: str, asked: dict[str, Any], status: int
+) -> None:
+    answer = ask(app, method, path, "order-7", **dict(asked))
+    assert (answer.status_code, answer.headers.getlist("X-Request-Id")) == (status, ["order-7"])
+    answer.close()
+    made = {ask(app, method, path, **dict(asked)).headers["X-Request-Id"] for _ in range(2)}
+    assert len(made) == 2
+    assert "order-7" not in made
+
+
+def test_anthropics_clients_find_it_where_they_look(app: Flask) -> None:
+    assert ask(app, "POST", "/v1/messages", "order-7", json={}).headers["request-id"] == "order-7"
+    assert "request-id" not in ask(app, "GET", "/health", "order-7").headers
+
+
+@pytest.mark.parametrize("name", ["a" * 200, "00-0af7651916cd43dd-b7ad6b7169203331-01", "a.b_c~d:e/f+g=h@i|j-k"])
+def test_names_that_others_make_are_taken(app: Flask, name: str) -> None:
+    assert ask(app, "GET", "/health", name).headers["X-Request-Id"] == name
+
+
+@pytest.mark.parametrize("name", ["", "a" * 201, "a b", "a,b", "a{b}", 'a"b', "a\tb", "ü", "a;b", "%0a"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/execute", "/v1/messages"])
+def test_what_is_no_name_is_refused_by_name(app: Flask, name: str, path: str) -> None:
+    answer = ask(app, "POST", path, name, json=CHAT)
+    assert answer.status_code == 400
+    assert "X-Request-Id" in answer.text
+    assert answer.headers["X-Request-Id"] not in ("", name)
+
+
+def test_an_error_is_logged_with_it(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    ask(app, "GET", "/bug", "order-7")
+    [record] = [one for one in caplog.records if one.exc_info]
+    assert record.getMessage() == "GET /bug failed x_request_id=order-7"
+    assert vars(record)["fields"] == {"x_request_id": "order-7", "method": "GET", "path": "/bug"}
+
+
+def test_each_job_of_a_request_has_it(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "endstop")
+    for asked in ({"json": CHAT | {"n": 2}}, {"json": CHAT, "headers": {"Idempotency-Key": "k"}}):
+        ask(app, "POST", "/v1/chat/completions", "order-8", **asked)
+    wait_until(lambda: caplog.text.count("x_request_id=order-8 key=alice outcome=end") == 3)
+
+
+def test_metrics_need_a_key_where_there_are_keys(app: Flask) -> None:
+    assert app.test_client().get("/metrics").status_code == 401
+    assert ask(app, "GET", "/metrics").status_code == 200
