@@ -17,7 +17,6 @@ class CutProxy:
         requests: What clients have sent, one entry for each piece.
         is_down: New connections are closed at once.
         is_silent: What the server sends is lost; connections stay.
-        drop_answer_to: The answer to the next request that begins so is not passed on; its connection is cut.
     """
 
     def __init__(self, port: int) -> None:
@@ -27,8 +26,6 @@ class CutProxy:
         self.requests: list[bytes] = []
         self.is_down = False
         self.is_silent = False
-        self.drop_answer_to = b""
-        self._silenced: socket.socket | None = None  # the server's side of the connection whose answer is dropped
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -68,11 +65,7 @@ class CutProxy:
             while data := source.recv(PIECE_BYTES):
                 if is_up:
                     self.requests.append(data)
-                    if self.drop_answer_to and data.startswith(self.drop_answer_to):
-                        self.drop_answer_to, self._silenced = b"", target
-                elif source is self._silenced:
-                    break
-                if self.is_silent and not is_up:
+                elif self.is_silent:
                     continue
                 target.sendall(data)
         except OSError:
