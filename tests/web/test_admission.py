@@ -223,6 +223,9 @@ def test_a_large_body_is_read_in_turns_and_parsed_aside(app: Flask, monkeypatch:
     assert client.post("/v1/jobs", data=data).status_code == 400
     assert places == ["aside"]
     assert len(turns) == len(data) // 131_072
+    # With a key it is looked through once more, for what it asks.
+    assert client.post("/v1/jobs", data=data, headers={"Idempotency-Key": "long"}).status_code == 400
+    assert places == ["aside"] * 3
 
 
 def test_a_job_that_is_not_known_may_be_one_of_a_server_before(app: Flask) -> None:

@@ -11,7 +11,7 @@ from app import create_app
 from tests.support.engines import loaded_model, wait_until
 from tests.support.gated_runner import GatedRunner
 from worker.engine.engine import Engine
-from worker.events import Started, Token
+from worker.events import End, Started, StopReason, Token, Usage
 from worker.settings import Settings
 from worker.streams.wakeup import new_wakeup
 from worker.web.sse import StreamBody
@@ -210,5 +210,15 @@ def test_a_whole_answer_whose_client_has_left_is_none(app: Flask, monkeypatch: p
         "worker.web.answers.collect", lambda *args: [(0, Started("job", "model", "now")), (0, Token("a", 0))]
     )
     answer = app.test_client().post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 500
+    assert answer.get_json()["error"]["code"] == "CANCELLED"
+
+
+def test_of_several_answers_one_alone_is_not_the_whole(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client left when the first had ended and the second had not."""
+    started, end = Started("job", "model", "now"), End(StopReason.EOS, Usage(1, 1), 0.0)
+    events = [(0, started), (1, started), (0, Token("a", 0)), (0, end)]
+    monkeypatch.setattr("worker.web.answers.collect", lambda *args: events)
+    answer = app.test_client().post("/v1/chat/completions", json=CHAT | {"n": 2})
     assert answer.status_code == 500
     assert answer.get_json()["error"]["code"] == "CANCELLED"

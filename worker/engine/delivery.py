@@ -42,10 +42,7 @@ def deliver_token(
     has_stopped = sequence.stop_strings.matched is not None
     if is_last and not has_stopped:
         text += sequence.stop_strings.flush()
-    if text:
-        logprobs = held.release(text) if held is not None else ()
-        sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released, logprobs))
-        sequence.num_released = num_tokens
+    _release(sequence, text)
     if has_stopped:
         return StopReason.STOP_SEQUENCE
     if is_last:
@@ -59,8 +56,13 @@ def deliver_rest(sequence: Sequence) -> None:
     held = sequence.held_logprobs
     if held is not None:
         held.decided(text)
+    _release(sequence, text)
+
+
+def _release(sequence: Sequence, text: str) -> None:
+    """Send what nothing can change any more, with what is told of the tokens that begin in it."""
     if text:
-        num_tokens = len(sequence.output_ids)
+        held, num_tokens = sequence.held_logprobs, len(sequence.output_ids)
         logprobs = held.release(text) if held is not None else ()
         sequence.sender.send(Token(text, sequence.num_released, num_tokens - sequence.num_released, logprobs))
         sequence.num_released = num_tokens

@@ -19,7 +19,7 @@ from worker.events import End, Event, Failure
 from worker.job import Job, OnDisconnect, is_failure
 from worker.request import GenerateRequest
 from worker.web.context import KEY_HEADER, OF_A_JOB, context, start_jobs
-from worker.web.sse import Translator, collect, event_stream_response, stream_job
+from worker.web.sse import EventReader, Translator, collect, event_stream_response, stream_job
 
 # What `respond` and `check_model` raise.
 OF_AN_ANSWER = (UnknownModel, *OF_A_JOB, InferenceFailed, OutOfMemory, DeadlineExceeded)
@@ -101,7 +101,7 @@ def respond(
                 events = collect(reader, shared.engine, shared.settings.keep_alive_s)
             finally:
                 close()
-            _check_whole(events)
+            _check_whole(reader, events)
             response = jsonify(translator.whole(events))
         else:
             chunks = stream_job(reader, translator, shared.engine, shared.settings.keep_alive_s)
@@ -110,10 +110,11 @@ def respond(
     return response
 
 
-def _check_whole(events: Sequence[tuple[int, Event]]) -> None:
-    last = events[-1][1] if events else None
-    if not isinstance(last, End | Failure):
+def _check_whole(reader: EventReader, events: Sequence[tuple[int, Event]]) -> None:
+    if not reader.is_done:  # the last event may be the end of one answer of several
         raise GenerationFailed("the client left before the answer was complete", "CANCELLED")
+    last = events[-1][1]
+    assert isinstance(last, End | Failure)
     error = failure_of(last)
     if error is not None:
         raise error

@@ -3,9 +3,10 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Response, current_app, g, request
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -34,6 +35,8 @@ from worker.web.auth import client
 from worker.web.patience import body_within
 from worker.web.request_id import request_id
 from worker.web.sse import OpenStreams
+
+Result = TypeVar("Result")
 
 EXTENSION = "endstop"
 KEY_HEADER = "Idempotency-Key"
@@ -124,9 +127,13 @@ def read_body(schema: type[Body]) -> Body:
     if request.content_length is not None and len(body) < request.content_length:
         message = f"{request.content_length} bytes were announced and {len(body)} came; send the whole body"
         raise InvalidRequest([FieldError("body", "transfer", message)])
-    parse = partial(parse_body, schema, body)
     g.body = body
-    return parse() if len(body) <= PIECE_BYTES else context().aside.run(parse)
+    return _beside(len(body), partial(parse_body, schema, body))
+
+
+def _beside(num_bytes: int, work: Callable[[], Result]) -> Result:
+    """Do what takes as long as a body is large; aside, where it is so large that others would wait for it."""
+    return work() if num_bytes <= PIECE_BYTES else context().aside.run(work)
 
 
 def _read_in_turns(limit: int) -> bytes:
@@ -138,6 +145,15 @@ def _read_in_turns(limit: int) -> bytes:
         if len(piece) == PIECE_BYTES:
             time.sleep(TURN_S)
     return b"".join(pieces)
+
+
+def _asked_in(body: bytes) -> str:
+    """What a body asks for, whatever the order of its fields.
+
+    Those that are no part of a request to generate tell two bodies apart too. How an answer is read does not.
+    """
+    fields = {name: value for name, value in json.loads(body).items() if name not in ("stream", "stream_options")}
+    return json.dumps(fields, sort_keys=True)
 
 
 def start_jobs(
@@ -169,9 +185,7 @@ def start_jobs(
             f"must be one, of 1 to {MAX_KEY_CHARACTERS} printable ASCII characters without a comma; a UUID is good"
         )
         raise InvalidRequest([FieldError(KEY_HEADER, "format", message)])
-    # Fields that are no part of a request to generate tell two bodies apart too. How an answer is read does not.
-    fields = {name: value for name, value in json.loads(g.body).items() if name not in ("stream", "stream_options")}
-    body = json.dumps(fields, sort_keys=True)
+    body = _beside(len(g.body), partial(_asked_in, g.body))
     # Who names a key means to come back: leaving must not cancel what the next try will ask for.
     found, are_known = jobs.start_once(key, requests, "continue", body=body, **asked)
     if not are_known:
