@@ -60,7 +60,7 @@ def ticking() -> Callable[[], float]:
 
 
 def converse(server: ScriptedServer, terminal: Terminal, **options: Any) -> Chat:
-    with Client(server.url, idle_timeout_s=WAIT_S) as client:
+    with Client(server.url, idle_timeout_s=WAIT_S, max_retries=0) as client:
         session = Chat(client, terminal.console, clock=ticking(), **options)
         session.run(terminal.read_line)
     return session
@@ -323,6 +323,14 @@ def test_the_chat_command(server: ScriptedServer, monkeypatch: pytest.MonkeyPatc
         "max_tokens": 3,
         "temperature": 0.5,
     }
+
+
+def test_the_chat_command_asks_once(server: ScriptedServer) -> None:
+    """It shows what the server says, and how soon."""
+    server.scripts["POST /execute"] = lambda peer: peer.json({"message": "full"}, 429)
+    result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
+    assert "error: 429: full" in result.output
+    assert len(server.requests) == 1
 
 
 def test_the_chat_command_says_no_more_than_it_was_told(server: ScriptedServer) -> None:

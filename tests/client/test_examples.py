@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -117,3 +118,18 @@ def test_a_browser_that_leaves_stops_the_model(app: str, served: Server) -> None
         while received.count(b"data:") < 3:
             received += browser.recv(1000)
     served.wait_for(lambda: served.log().count("cancelled{client}") > num_before, "the outcome")
+
+
+# --- In the documentation ---
+
+
+def test_the_code_in_the_documentation_runs(served: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """One block after the other, as they are printed."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/client.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("http://127.0.0.1:8000", served.url), names)
+    names["client"].close()
+    assert re.search(r"\w+ after \d+ tokens\n", capsys.readouterr().out)
+    assert names["rest"]

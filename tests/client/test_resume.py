@@ -1,6 +1,8 @@
 """Streams that are lost and taken up again: no event is lost, none comes twice, and every wait has an end."""
 
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -17,6 +19,7 @@ from worker.client import (
     Overloaded,
     ProtocolError,
     Started,
+    TokenLogprob,
     UnknownJob,
 )
 
@@ -258,6 +261,21 @@ def test_an_interrupt_cancels_the_job(serve: Serve) -> None:
     assert job.was_cancelled.is_set()
 
 
+def test_an_interrupt_of_the_caller_cancels_the_job(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between two events: a traceback that is kept must not keep the job."""
+
+    class Interrupting(tuple[TokenLogprob, ...]):
+        def __iter__(self) -> Iterator[TokenLogprob]:
+            raise KeyboardInterrupt
+
+    job = LeftJob()
+    monkeypatch.setattr(client_module, "_logprobs", lambda listed: Interrupting())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        serve(scripts=job.scripts).generate(prompt="Hi")
+    assert job.was_cancelled.is_set()
+    del caught
+
+
 def test_who_reads_the_job_of_somebody_else_leaves_it_alone(serve: Serve) -> None:
     job = LeftJob()
     client = serve(scripts=job.scripts | {CANCEL: lambda _: pytest.fail("it was cancelled")})
@@ -291,8 +309,12 @@ def test_a_cancel_that_fails_holds_nobody_up(serve: Serve, monkeypatch: pytest.M
         else:
             peer.reset()
 
-    with closing(serve(scripts=LeftJob().scripts | {CANCEL: fail}, max_retries=2, sleep=pytest.fail).run()) as events:
-        next(events)
+    client = serve(scripts=LeftJob().scripts | {CANCEL: fail}, max_retries=2, sleep=pytest.fail)
+    events = client.run()
+    next(events)
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < WAIT_S / 2
     assert was_asked.wait(WAIT_S)
 
 

@@ -7,6 +7,7 @@ from tests.mutations import (
     engine,
     faults,
     jobs,
+    native_client,
     observe,
     page,
     process,
@@ -33,6 +34,7 @@ MUTATIONS: list[Mutation] = [
     *access.MUTATIONS,
     *page.MUTATIONS,
     *clients.MUTATIONS,
+    *native_client.MUTATIONS,
     *process.MUTATIONS,
     *observe.MUTATIONS,
 ]
