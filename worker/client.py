@@ -724,7 +724,8 @@ class Client:
             IncompleteStream: It stopped without an ending and could not be taken up again. The job may go on: with
                 the error's job_id and last_event_id `events` can try later.
             ProtocolError: It went on after its ending, or broke the contract in another way.
-            ConnectionFailed: There was no answer at all.
+            ConnectionFailed: There was no answer at all. There may be a job all the same, until nobody has read it for
+                too long.
         """
         return self._resumed(fields=dict(fields))
 
@@ -863,7 +864,8 @@ class Client:
                     if isinstance(failure, IncompleteStream):
                         failure.job_id = job_id
                     limit = self.max_retries if job_id is None else self.max_resumes
-                    has_place = last_event_id is not None or not has_begun  # there are servers that number nothing
+                    # There are servers that number nothing, or do not name the job: what came would come again.
+                    has_place = not has_begun or (job_id is not None and last_event_id is not None)
                     if num_failures >= limit or not has_place or not _may_help(failure, is_harmless=True):
                         if not has_begun or isinstance(failure, IncompleteStream | UnknownJob):
                             raise

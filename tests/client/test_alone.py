@@ -12,8 +12,9 @@ import pytest
 
 from tests.support.servers import Server
 from worker import client as client_module
-from worker.client import Client, EndstopError, GenerateFields
+from worker.client import Client, EndstopError, Event, GenerateFields
 from worker.request import GenerateRequest
+from worker.settings import ROOT
 
 FILE = Path(client_module.__file__)
 SCRIPT = """
@@ -90,6 +91,13 @@ def test_the_idle_timeout_is_longer_than_the_servers_keep_alive() -> None:
 def test_every_public_error_has_one_root() -> None:
     errors = [e for e in vars(client_module).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert all(issubclass(error, EndstopError) and error.__name__ in client_module.__all__ for error in errors)
+
+
+def test_the_documentation_has_every_event_and_every_error() -> None:
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/client.md").read_text()))
+    kinds = [kind for kind in vars(client_module).values() if isinstance(kind, type)]
+    names = {kind.__name__ for kind in kinds if issubclass(kind, Event | EndstopError)}
+    assert names - {"Event", "EndstopError"} <= documented
 
 
 def test_what_is_public_is_there() -> None:

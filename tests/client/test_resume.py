@@ -148,6 +148,13 @@ def test_a_stream_without_numbers_is_not_taken_up(serve: Serve) -> None:
     assert (caught.value.job_id, caught.value.last_event_id) == ("job-1", None)
 
 
+def test_a_job_that_was_not_named_is_not_taken_up(serve: Serve) -> None:
+    """There is a key, but what it gets begins with what the caller has."""
+    frames = numbered([token("a", 0), END])
+    with pytest.raises(IncompleteStream):
+        resuming(serve, CutJob(len(frames[0]), frames=frames), sleep=pytest.fail).generate(prompt="Hi")
+
+
 # --- Every wait has an end ---
 
 

@@ -157,9 +157,15 @@ _RESUMES = [
     ),
     resume(
         "a stream without numbers is not taken up",
-        "last_event_id is not None or not has_begun  # there",
-        "True  # there",
+        "not has_begun or (job_id is not None and last_event_id is not None)\n",
+        "not has_begun or job_id is not None\n",
         "test_a_stream_without_numbers_is_not_taken_up",
+    ),
+    resume(
+        "a job that was not named is not asked for again behind its first event",
+        "not has_begun or (job_id is not None and last_event_id is not None)\n",
+        "not has_begun or last_event_id is not None\n",
+        "test_a_job_that_was_not_named_is_not_taken_up",
     ),
     resume(
         "a stream that is given up names its place",
