@@ -1,9 +1,10 @@
-"""The command line: python -m worker serve | check | chat.
+"""The command line: python -m worker serve | chat | check | bench | models.
 
 Each command imports what it needs when it runs: `serve` becomes gunicorn, and whoever asks for help does not wait
 for a machine learning library.
 """
 
+import json
 import sys
 
 import click
@@ -122,6 +123,68 @@ def chat(
 
     is_fine = run_chat(url, system=system, max_tokens=max_tokens, temperature=temperature, api_key=api_key)
     sys.exit(0 if is_fine else 1)
+
+
+@cli.group()
+def models() -> None:
+    """List, download and remove models of this machine.
+
+    They lie in the cache of the hub's client (HF_HOME moves it), which other programs share.
+    """
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def list_models(as_json: bool) -> None:
+    """Show the models that can be served without a download."""
+    from rich.console import Console
+
+    from worker.models import local_models, show_models
+
+    if as_json:
+        click.echo(json.dumps([model.as_json() for model in local_models()], indent=2))
+    else:
+        show_models(Console())
+
+
+@models.command("download")
+@click.argument("name")
+def download(name: str) -> None:
+    """Bring the model NAME (OWNER/NAME on the hub), so that `serve` starts at once.
+
+    What is there already is not brought again. A model that its owner shares by agreement needs the agreement on the
+    hub and a token in HF_TOKEN.
+    """
+    from rich.console import Console
+
+    from worker.models import CannotDo, download_model
+
+    try:
+        download_model(name, Console())
+    except CannotDo as error:
+        raise click.ClickException(str(error)) from error
+
+
+@models.command("remove")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(names: tuple[str, ...], yes: bool) -> None:
+    """Delete the models NAMES from this machine. Asks first."""
+    from rich.filesize import decimal
+
+    from worker.models import CannotDo, find_model, remove_model
+
+    try:
+        found = [find_model(name) for name in dict.fromkeys(names)]
+        for model in found:
+            click.echo(f"{model.name}: {decimal(model.num_bytes)} in {model.folder}")
+        if not yes:
+            click.confirm("Delete?", abort=True)
+        for model in found:
+            remove_model(model)
+            click.echo(f"{model.name} is deleted")
+    except CannotDo as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":
