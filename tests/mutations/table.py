@@ -13,6 +13,7 @@ from tests.mutations import (
     process,
     steps,
     structure,
+    terminal,
     tools,
     wakeups,
     web,
@@ -35,6 +36,7 @@ MUTATIONS: list[Mutation] = [
     *page.MUTATIONS,
     *clients.MUTATIONS,
     *native_client.MUTATIONS,
+    *terminal.MUTATIONS,
     *process.MUTATIONS,
     *observe.MUTATIONS,
 ]
