@@ -14,11 +14,13 @@ from tests.support.apps import app_in_process
 from tests.support.browser import chromium, needs_chromium
 from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.servers import Server, running_server
+from tests.support.speakers import speaking_tokenizer
 from worker.web import page as page_module
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 PHONE: Any = {"width": 375, "height": 740}
 KEY = "open-sesame-open-sesame"
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 LIMITS = {
     "ENDSTOP_MAX_SLOTS": "2",
     "ENDSTOP_MAX_QUEUE": "2",
@@ -39,6 +41,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def gated_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(tmp_path_factory.mktemp("server"), env=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def speaking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Whose model says what it is asked to."""
+    env = LIMITS | {"ENDSTOP_MAX_CONTEXT": "4096", "GATED_TEMPLATE": "QWEN3"}
+    with running_server(tmp_path_factory.mktemp("speaking"), env=env) as server:
         yield server
 
 
@@ -329,7 +339,7 @@ class TestChat:
         assert visited == [
             *("Skip to the content", "Chat", "Operations", "API", "Theme: auto", "Conversation"),
             *("Edit the question", "Copy", "Retry", "Message", "Send"),
-            *("Settings", "System prompt", "Temperature", "Top p", "Max tokens", "Seed"),
+            *("Settings", "System prompt", "Temperature", "Top p", "Max tokens", "Seed", "Tools"),
             *("API key…", "Clear the conversation"),
         ]
 
@@ -623,6 +633,87 @@ def contrast(one: list[int], other: list[int]) -> float:
 
     low, high = sorted([luminance(one), luminance(other)])
     return (high + 0.05) / (low + 0.05)
+
+
+# ---- what models write beside text
+
+
+def num_tokens(text: str) -> int:
+    return len(speaking_tokenizer(None).encode(text))
+
+
+class TestParts:
+    """Reasoning and calls, of a model that says what it is asked to."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def speaker(self, speaking_server: Server) -> Iterator[Server]:
+        speaking_server.post("/gate/close")
+        yield speaking_server
+        speaking_server.allow("open")
+        speaking_server.wait_for(lambda: speaking_server.stats()["open"] == 0, "nothing left open")
+
+    @pytest.fixture
+    def seat(self, browser: Browser, speaker: Server) -> Iterator[Seat]:
+        seat = Seat(browser, speaker.url)
+        yield seat
+        seat.context.close()
+        assert seat.complaints == []
+
+    def test_reasoning_is_a_quiet_block(self, seat: Seat, speaker: Server) -> None:
+        seat.ask("<say><think>\nhm, well\n</think>\n\nYes.</say>")
+        speaker.allow(num_tokens("<think>\nhm, "))
+        summary, thought = seat.answer.locator("summary"), seat.answer.locator(".reasoning p")
+        expect(summary).to_have_text("Reasoning…")
+        expect(thought).to_be_hidden()
+        summary.click()
+        expect(thought).to_have_text("hm,")
+        expect(seat.text).to_have_text("")
+        seat.page.reload()  # who comes back is told where it went on
+        expect(thought).to_have_text("hm,")
+        seat.answer.locator("summary").click()
+        speaker.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(summary).to_have_text("Reasoning")
+        expect(thought).to_be_visible()
+        expect(thought).to_have_text("hm, well")
+        expect(seat.text).to_have_text("Yes.")
+        seat.ask("<say>No.</say>")
+        expect(seat.text).to_have_text("No.")
+        assert seat.bodies()[-1]["messages"][1] == {"role": "assistant", "content": "Yes."}
+
+    def test_a_call_is_shown_with_its_name_and_arguments(self, seat: Seat, speaker: Server) -> None:
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        begin = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro'
+        seat.ask(f'<say>Well. {begin}me"}}}}\n</tool_call></say>')
+        speaker.allow(num_tokens("Well. " + begin))
+        call = seat.answer.locator(".calls")
+        expect(call).to_contain_text("Calls weather")
+        expect(call.locator("pre")).to_have_text('{"city": "Ro')
+        seat.page.reload()
+        speaker.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(call.locator("pre")).to_have_text('{\n  "city": "Rome"\n}')
+        expect(call).to_have_text(re.compile("^Calls weatherCopy"))
+        expect(seat.text).to_have_text("Well.")
+        assert seat.bodies()[0]["tools"] == TOOLS
+
+    def test_a_call_that_was_cut_is_said_to_be(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        begin = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro'
+        seat.page.get_by_label("Max tokens").fill(str(num_tokens(begin)))
+        seat.ask(f'<say>{begin}me"}}}}\n</tool_call></say>')
+        expect(seat.answer.locator(".calls")).to_contain_text("Calls weather (not complete)")
+        expect(seat.answer.locator(".calls pre")).to_have_text('{"city": "Ro')
+
+    def test_tools_that_are_no_list_are_not_sent(self, seat: Seat) -> None:
+        for bad in ("[", "{}", "weather"):
+            seat.page.get_by_label("Tools").fill(bad)
+            seat.ask("hello")
+            expect(seat.page.get_by_label("Tools")).to_be_focused()
+        assert seat.bodies() == []
 
 
 # ---- what models write

@@ -92,23 +92,34 @@ export class Answering {
       case "narration":
         return event.human;
       case "token":
-        answer.text += event.t;
+        for (const part of event.parts ?? [{ type: "text", text: event.t }]) this.#add(part);
         answer.tokens = event.i + (event.n ?? 1);
         return this.#isStopAsked ? null : "";
       case "metrics":
         answer.metrics = { tokensPerS: event.tokens_per_sec, ttftMs: event.ttft_ms, queueMs: event.queue_ms };
         return null;
       case "end":
+        event.parts?.forEach((part) => this.#add(part));
         answer.state = event.stop_reason === "CANCELLED" ? STOPPED : DONE;
         answer.stopReason = event.stop_reason;
         answer.tokens = event.tokens_out;
         return "";
       case "error":
+        event.parts?.forEach((part) => this.#add(part));
         this.#fail(event.code, advised(event.code, event.message));
         return "";
       default:
         return null;
     }
+  }
+
+  #add(part) {
+    const { answer } = this;
+    if (part.type === "text") answer.text += part.text;
+    else if (part.type === "reasoning") answer.reasoning += part.text;
+    else if (part.type === "call") answer.calls.push({ id: part.id, name: part.name, arguments: "", isWhole: false });
+    else if (part.type === "arguments") answer.calls[part.index].arguments += part.text;
+    else if (part.type === "call_end") answer.calls[part.index].isWhole = true;
   }
 
   #fail(code, message) {
@@ -129,7 +140,7 @@ function words(refused) {
 }
 
 function advised(code, message) {
-  return `${sentence(message)} ${ADVICE[code] ?? "Try again; the server's log has the details."}`;
+  return `${sentence(message)} ${ADVICE[code] ?? "Try again."}`;
 }
 
 function sentence(text) {

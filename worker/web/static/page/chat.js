@@ -5,7 +5,7 @@ import { Answering } from "./answering.js";
 import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
 import { byId } from "./dom.js";
 import { askForKey } from "./keydialog.js";
-import { areOptionsValid, keepOptions, sampling, systemPrompt } from "./options.js";
+import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
 import { TurnView } from "./turn.js";
 
 const AT_END_PX = 80;
@@ -89,7 +89,7 @@ export class Chat {
     });
     this.#running = answering;
     this.#showState();
-    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...sampling() };
+    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...fields() };
     for (;;) {
       try {
         await answering.run(body);

@@ -62,7 +62,9 @@ export class Conversation {
 }
 
 export function newAnswer() {
-  return { state: RUNNING, text: "", jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0 };
+  return {
+    state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0,
+  };
 }
 
 function read() {

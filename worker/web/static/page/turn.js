@@ -2,7 +2,7 @@
 
 import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
 import { make } from "./dom.js";
-import { MarkdownView, copyText } from "./markdown.js";
+import { MarkdownView, codeBlock, copyText } from "./markdown.js";
 
 export class TurnView {
   #frame = null;
@@ -17,10 +17,15 @@ export class TurnView {
     // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
     this.body = make("div", { class: "answer-text" });
     this.markdown = new MarkdownView(this.body);
+    this.thought = make("p");
+    this.reasoningTitle = make("summary");
+    this.reasoning = make("details", { class: "reasoning" }, this.reasoningTitle, this.thought);
+    this.calls = make("div", { class: "calls" });
     this.statusLine = make("p", { class: "status", role: "status" });
     this.error = make("p", { class: "error", role: "alert", hidden: true });
     this.foot = make("div", { class: "foot" });
-    this.answer = make("article", { class: "answer", "aria-label": "Answer" }, this.body, this.statusLine, this.error, this.foot);
+    this.answer = make("article", { class: "answer", "aria-label": "Answer" },
+      this.reasoning, this.body, this.calls, this.statusLine, this.error, this.foot);
     this.element = make("div", { class: "turn" }, this.question, this.answer);
     this.#showQuestion();
     this.draw();
@@ -39,14 +44,37 @@ export class TurnView {
     const { answer } = this.turn;
     const isRunning = answer.state === RUNNING;
     this.markdown.text = answer.text;
+    this.#showReasoning(isRunning);
+    this.#showCalls(isRunning);
     this.answer.setAttribute("aria-busy", isRunning);
     this.answer.classList.toggle("writing", isRunning && answer.text !== "");
-    setText(this.statusLine, isRunning ? this.#status || (answer.text ? "" : "Waiting…") : "");
+    setText(this.statusLine, isRunning ? this.#status || (hasBegun(answer) ? "" : "Waiting…") : "");
     this.error.hidden = answer.state !== FAILED;
     setText(this.error, answer.error?.message ?? "");
     const foot = isRunning ? "" : facts(answer);
     if (this.foot.dataset.facts !== foot || isRunning !== !this.foot.firstChild) this.#showFoot(foot, isRunning);
     this.onDraw?.();
+  }
+
+  #showReasoning(isRunning) {
+    const { reasoning, text, calls } = this.turn.answer;
+    this.reasoning.hidden = !reasoning;
+    setText(this.thought, reasoning ?? "");
+    setText(this.reasoningTitle, isRunning && !text && !calls?.length ? "Reasoning…" : "Reasoning");
+  }
+
+  // A call that is not complete when the answer is over will never be.
+  #showCalls(isRunning) {
+    const calls = this.turn.answer.calls ?? [];
+    calls.forEach((call, i) => {
+      const title = `Calls ${call.name}${call.isWhole || isRunning ? "" : " (not complete)"}`;
+      const source = JSON.stringify([title, call]);
+      if (this.calls.children[i]?.dataset.source === source) return;
+      const block = codeBlock(call.isWhole ? indented(call.arguments) : call.arguments, title);
+      block.dataset.source = source;
+      if (this.calls.children[i]) this.calls.children[i].replaceWith(block);
+      else this.calls.append(block);
+    });
   }
 
   #showFoot(text, isRunning) {
@@ -92,6 +120,16 @@ export class TurnView {
     form.onkeydown = (event) => { if (event.key === "Escape") close(); };
     this.question.replaceChildren(form);
     field.focus();
+  }
+}
+
+const hasBegun = ({ text, reasoning, calls }) => Boolean(text || reasoning || calls?.length);
+
+function indented(json) {
+  try {
+    return JSON.stringify(JSON.parse(json), null, 2);
+  } catch {
+    return json;
   }
 }
 
