@@ -90,7 +90,7 @@ export class Answering {
     const { answer } = this;
     switch (event.type) {
       case "narration":
-        return event.human;
+        return this.#isStopAsked ? null : event.human;
       case "token":
         for (const part of event.parts ?? [{ type: "text", text: event.t }]) this.#add(part);
         answer.tokens = event.i + (event.n ?? 1);
