@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 from tests.support.apps import app_in_process
 from tests.support.browser import check_script, chromium, needs_chromium
 from tests.support.cut_proxy import CutProxy, cut_proxy
+from tests.support.npm import installed, needs_npm
 from tests.support.servers import Server, running_server
 from tests.support.speakers import speaking_tokenizer
 from worker.web import page as page_module
@@ -36,6 +37,12 @@ in_browser = [pytest.mark.slow, needs_chromium]
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = installed(Path(__file__).parent / "axe", tmp_path_factory.mktemp("axe"))
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -758,12 +765,75 @@ class TestLooks:
             """() => Object.fromEntries(NAMES.map((name) => {
               document.body.style.color = `var(--${name})`;
               return [name, getComputedStyle(document.body).color.match(/\\d+/g).map(Number)];
-            }))""".replace("NAMES", '["back", "panel", "text", "faint", "link", "on-link", "bad", "good"]')
+            }))""".replace("NAMES", '["back", "panel", "text", "faint", "link", "on-link", "bad", "good", "mark"]')
         )
-        for letters in ("text", "faint", "link", "bad", "good"):
+        for letters in ("text", "faint", "link", "bad", "good", "mark"):
             for back in ("back", "panel"):
                 assert contrast(colours[letters], colours[back]) >= 4.5, (letters, back)
         assert contrast(colours["on-link"], colours["link"]) >= 4.5
+
+
+SHOWN = """# One
+
+Some **bold**, `code`, a [link](https://example.org/) and ~~gone~~.
+
+1. first
+   - inner
+
+> said
+
+```py
+x = 1
+```
+
+|a|b|
+|-|-:|
+|1|2|
+
+---
+"""
+
+
+class TestAxe:
+    """What axe-core, which knows WCAG, has to say of it."""
+
+    pytestmark = in_browser
+
+    @needs_npm
+    @pytest.mark.timeout(360)  # npm may take its time
+    @pytest.mark.parametrize("width", [360, 1200])
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_it_finds_nothing(self, browser: Browser, server: Server, axe: str, scheme: Any, width: int) -> None:
+        # The page's own policy would not let it in.
+        seat = Seat(browser, server.url, bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800})
+        found = {}
+
+        def look(what: str) -> None:
+            seat.page.evaluate(axe)
+            violations = seat.page.evaluate("axe.run().then(({ violations }) => violations)")
+            found[what] = [(one["id"], [node["target"] for node in one["nodes"]]) for one in violations]
+
+        look("an empty chat")
+        calls = [{"id": "1", "name": "weather", "arguments": "{}", "isWhole": True}]
+        answer = ANSWER | {"text": SHOWN, "reasoning": "hm", "calls": calls, "tokens": 9}
+        failed = answer | {"state": "failed", "error": {"code": "X", "message": "It failed."}}
+        keep(seat.page, [{"question": "one", "answer": answer}, {"question": "two", "answer": failed}])
+        seat.answer.locator(".reasoning summary").click()
+        look("a conversation")
+        seat.page.get_by_role("button", name="Edit the question").last.click()
+        look("a question that is edited")
+        if width < 900:
+            seat.page.get_by_text("Settings", exact=True).click()
+        look("the settings")
+        seat.page.get_by_role("button", name="API key…").click()
+        look("the key")
+        seat.page.keyboard.press("Escape")
+        assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).ok
+        seat.page.goto(f"{server.url}/#operations")
+        expect(seat.page.get_by_role("region", name="Live streams")).to_be_visible()
+        look("operations")
+        assert not any(found.values()), found
+        seat.context.close()
 
 
 def contrast(one: list[int], other: list[int]) -> float:

@@ -88,8 +88,8 @@ export class Operations {
       ["Prompt tokens reused", percent(share), share],
     ];
     this.tiles.replaceChildren(...tiles.map(([name, value, part]) => make("div", {},
-      make("dt", {}, name), make("dd", {}, value),
-      part === null ? "" : make("meter", { min: 0, max: 1, value: part, "aria-label": name }))));
+      make("dt", {}, name),
+      make("dd", {}, value, part !== null && make("meter", { min: 0, max: 1, value: part, "aria-label": name })))));
   }
 
   #showPlots({ history, ended, slots }) {

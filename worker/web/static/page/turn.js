@@ -25,6 +25,7 @@ export class TurnView {
     this.error = make("p", { class: "error", role: "alert", hidden: true });
     this.foot = make("div", { class: "foot" });
     this.answer = make("article", { class: "answer", "aria-label": "Answer" },
+      make("h2", { class: "unseen" }, "Answer"), // what models have as headings stands under it
       this.reasoning, this.body, this.calls, this.statusLine, this.error, this.foot);
     this.element = make("div", { class: "turn" }, this.question, this.answer);
     this.#showQuestion();
