@@ -99,16 +99,11 @@ MUTATIONS: list[Mutation] = [
         CHAT + "test_stop_cancels_on_the_server",
     ),
     answering(
-        "Stop ends a job that there was not yet",
-        "      if (this.#isStopAsked) this.#cancel();\n      await",
-        "      await",
-        CHAT + "test_stop_before_there_is_a_job_ends_it_when_there_is_one",
-    ),
-    answering(
         "a Stop that was lost is sent again",
-        "      else if (this.#isStopAsked) this.#cancel(); // the first try may have been lost with the connection\n",
-        "",
+        "else if (this.#isStopAsked) this.#cancel(); //",
+        "else if (this.#isStopAsked) {} //",
         NETWORK + "test_stop_reaches_the_server_once_it_can_be_reached",
+        CHAT + "test_stop_before_there_is_a_job_ends_it_when_there_is_one",
     ),
     answering(
         "a request without an answer is sent so often and no more",
@@ -159,9 +154,15 @@ MUTATIONS: list[Mutation] = [
         CHAT + "test_a_bad_setting_is_not_sent",
     ),
     conversation(
+        "a call without a result is not told to the model",
+        "if (isCalling) found",
+        "if (answer.calls.length && !isLast) found",
+        PARTS + "test_a_call_without_a_result_is_not_told_to_the_model",
+    ),
+    conversation(
         "a question without an answer is not told to the model",
-        ".filter(({ answer }) => answer.text)",
-        "",
+        "else if (answer.text || isCalling || isLast) found",
+        "else found",
         CHAT + "test_a_question_without_an_answer_is_not_told_to_the_model",
     ),
     conversation(

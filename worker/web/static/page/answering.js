@@ -15,7 +15,7 @@ const ADVICE = {
   TIMEOUT: "Ask for a shorter answer (Max tokens), or try again.",
   VRAM_OOM: "The server has no memory left for this. Ask something shorter, or try again.",
   SHUTTING_DOWN: "The server is being restarted. Try again in a moment.",
-  ENGINE_DEAD: "The server failed and is being replaced. Try again in a moment.",
+  ENGINE_DEAD: "Try again in a moment.",
   UNKNOWN_JOB: "The server was restarted or the answer has expired. Try again.",
 };
 
@@ -33,7 +33,6 @@ export class Answering {
   async run(body) {
     try {
       this.answer.jobId ??= await this.#create(body);
-      if (this.#isStopAsked) this.#cancel();
       await this.#read();
     } catch (error) {
       if (this.#leaving.signal.aborted) return;
@@ -75,7 +74,7 @@ export class Answering {
     const { answer } = this;
     const onConnection = (state) => {
       if (state === "lost") this.onChange("Connection lost; resuming…");
-      else if (this.#isStopAsked) this.#cancel(); // the first try may have been lost with the connection
+      else if (this.#isStopAsked) this.#cancel(); // there was no job yet, or the first try was lost with the connection
       else this.onChange("");
     };
     const options = { lastId: answer.lastId, signal: this.#leaving.signal, onConnection };

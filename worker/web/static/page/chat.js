@@ -49,7 +49,11 @@ export class Chat {
     if (this.#running || !question || !areOptionsValid()) return;
     byId("question").value = "";
     grow(byId("question"));
-    const turn = this.#conversation.ask(question);
+    this.#ask(question);
+  }
+
+  #ask(question, results) {
+    const turn = this.#conversation.ask(question, results);
     this.#show(turn);
     this.#answer(turn);
     this.#scrollDown(true);
@@ -64,10 +68,7 @@ export class Chat {
       this.#views.delete(later);
     }
     this.#conversation.cut(turn);
-    const asked = this.#conversation.ask(question);
-    this.#show(asked);
-    this.#answer(asked);
-    this.#scrollDown(true);
+    this.#ask(question, turn.results);
     byId("question").focus();
   }
 
@@ -124,6 +125,11 @@ export class Chat {
     const view = new TurnView(turn, {
       onEdit: (question) => this.#askAgain(turn, question),
       onRetry: () => this.#askAgain(turn, turn.question),
+      onResults: (results) => {
+        if (this.#running || !areOptionsValid()) return;
+        this.#ask("", results);
+        byId("question").focus();
+      },
     });
     view.onDraw = () => this.#scrollDown(false);
     this.#views.set(turn, view);

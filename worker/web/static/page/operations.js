@@ -60,7 +60,7 @@ export class Operations {
 
   #show(found) {
     const isReady = found.state === "READY";
-    this.#say(isReady ? `READY · ${found.model} on ${found.device} · up ${time(found.uptime_s)}` : `${found.state}: ${found.reason}`, isReady ? "good" : "bad");
+    this.#say(isReady ? `READY · ${found.model} on ${found.device} · up ${time(found.uptime_s)}` : `${found.state}: ${found.reason}`, isReady ? "good" : found.state === "LOADING" ? "" : "bad");
     this.content.hidden = false;
     this.content.classList.remove("old");
     this.#showTiles(found);

@@ -8,11 +8,13 @@ export class TurnView {
   #frame = null;
   #status = "";
 
-  // onEdit(text): the question is another now. onRetry(): another answer is wanted.
-  constructor(turn, { onEdit, onRetry }) {
+  // onEdit(text): the question is another now. onRetry(): another answer is wanted. onResults(results): this is what the
+  // tools have said.
+  constructor(turn, { onEdit, onRetry, onResults }) {
     this.turn = turn;
     this.onEdit = onEdit;
     this.onRetry = onRetry;
+    this.onResults = onResults;
     this.question = make("div", { class: "question" });
     // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
     this.body = make("div", { class: "answer-text" });
@@ -21,12 +23,13 @@ export class TurnView {
     this.reasoningTitle = make("summary");
     this.reasoning = make("details", { class: "reasoning" }, this.reasoningTitle, this.thought);
     this.calls = make("div", { class: "calls" });
+    this.results = make("form", { class: "results", hidden: true });
     this.statusLine = make("p", { class: "status", role: "status" });
     this.error = make("p", { class: "error", role: "alert", hidden: true });
     this.foot = make("div", { class: "foot" });
     this.answer = make("article", { class: "answer", "aria-label": "Answer" },
       make("h2", { class: "unseen" }, "Answer"), // what models have as headings stands under it
-      this.reasoning, this.body, this.calls, this.statusLine, this.error, this.foot);
+      this.reasoning, this.body, this.calls, this.results, this.statusLine, this.error, this.foot);
     this.element = make("div", { class: "turn" }, this.question, this.answer);
     this.#showQuestion();
     this.draw();
@@ -47,6 +50,7 @@ export class TurnView {
     this.markdown.text = answer.text;
     this.#showReasoning(isRunning);
     this.#showCalls(isRunning);
+    if (answer.state === DONE && answer.calls?.length && answer.calls.every(({ isWhole }) => isWhole)) this.#askForResults();
     this.answer.setAttribute("aria-busy", isRunning);
     this.answer.classList.toggle("writing", isRunning && answer.text !== "");
     setText(this.statusLine, isRunning ? this.#status || (hasBegun(answer) ? "" : "Waiting…") : "");
@@ -78,6 +82,19 @@ export class TurnView {
     });
   }
 
+  // Nothing is run here: whoever reads this is the tools.
+  #askForResults() {
+    if (!this.results.hidden) return;
+    this.results.hidden = false;
+    const { calls } = this.turn.answer;
+    const fields = calls.map(({ name }) => make("textarea", { rows: "1", required: true, "aria-label": `Result of ${name}`, placeholder: `Result of ${name}` }));
+    this.results.append(...fields, make("div", { class: "row" }, make("button", { type: "submit" }, "Send results")));
+    this.results.onsubmit = (event) => {
+      event.preventDefault();
+      this.onResults(calls.map(({ id, name }, i) => ({ id, name, text: fields[i].value })));
+    };
+  }
+
   #showFoot(text, isRunning) {
     this.foot.dataset.facts = text;
     if (isRunning) {
@@ -94,6 +111,11 @@ export class TurnView {
   }
 
   #showQuestion() {
+    if (this.turn.results) {
+      const results = this.turn.results.map(({ name, text }) => make("p", {}, make("strong", {}, name), ` ${text}`));
+      this.question.replaceChildren(make("article", { class: "bubble", "aria-label": "Results of tools" }, results));
+      return;
+    }
     const edit = make("button", { type: "button", "aria-label": "Edit the question" }, "Edit");
     edit.onclick = () => this.#editQuestion();
     this.question.replaceChildren(
