@@ -87,7 +87,10 @@ export class TurnView {
     if (!this.results.hidden) return;
     this.results.hidden = false;
     const { calls } = this.turn.answer;
-    const fields = calls.map(({ name }) => make("textarea", { rows: "1", required: true, "aria-label": `Result of ${name}`, placeholder: `Result of ${name}` }));
+    const fields = calls.map(({ name }, i) => {
+      const title = calls.length > 1 ? `Result ${i + 1}: ${name}` : `Result of ${name}`;
+      return make("textarea", { rows: "1", required: true, "aria-label": title, placeholder: title });
+    });
     this.results.append(...fields, make("div", { class: "row" }, make("button", { type: "submit" }, "Send results")));
     this.results.onsubmit = (event) => {
       event.preventDefault();
