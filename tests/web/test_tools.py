@@ -219,13 +219,13 @@ def test_native_streams_say_what_is_no_text(app: Flask, family: str) -> None:
 
 
 def test_native_streams_say_nothing_more_of_text(app: Flask) -> None:
-    asked = {"messages": [say("It rains.")]}
+    asked = {"messages": [say("It rains. ")]}
     raw = app.test_client().post("/execute", json=asked).data
     assert not any("parts" in event for event in events_of(raw)[:-1])
     *events, end, _ = events_of(app.test_client().post("/execute", json=asked | {"tools": TOOLS}).data)
     said = [event.get("parts", [{"text": event["t"]}]) for event in events if event["type"] == "token"]
-    last = end.get("parts", [])  # white space could have been in front of a call
-    assert "".join(part["text"] for parts in [*said, last] for part in parts) == "It rains."
+    assert end["parts"] == [{"type": "text", "text": " "}]  # it could have been in front of a call
+    assert "".join(part["text"] for parts in [*said, end["parts"]] for part in parts) == "It rains. "
 
 
 def test_several_choices_have_calls_of_their_own(client: openai.OpenAI, family: str) -> None:
