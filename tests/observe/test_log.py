@@ -9,6 +9,7 @@ import pytest
 
 from worker.events import Usage
 from worker.observe.log import JsonFormatter, Outcome, Record, RecordWriter, is_news
+from worker.request import Origin
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
@@ -67,7 +68,7 @@ def test_a_traceback_is_in_the_line() -> None:
     assert found["x_request_id"] == "order-7"
 
 
-OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0, None, 31.0, "order-7")
+OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0, None, 31.0, origin=Origin("order-7"))
 
 
 def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging.LogRecord:
@@ -76,7 +77,7 @@ def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging
     receiver: ReceiveChannel[Record, None]
     sender, receiver = open_channel(ThreadWakeup(), None)
     sender.send(OUTCOME)
-    writer = RecordWriter(receiver, on_outcome or (lambda outcome: None))
+    writer = RecordWriter(receiver, on_outcome or (lambda outcome: "4bf9"))
     writer.write_waiting(0)
     [record] = caplog.records
     return record
@@ -97,6 +98,7 @@ def test_an_outcome_has_its_numbers_as_numbers(caplog: pytest.LogCaptureFixture)
         "event": "outcome",
         "job_id": "job",
         "x_request_id": "order-7",
+        "trace_id": "4bf9",
         "key": "alice",
         "outcome": "end",
         "code": "EOS",
