@@ -62,9 +62,9 @@ def json_line(at: float, level: str, name: str, message: str, fields: Mapping[st
 class JsonStderr:
     """`sys.stderr` where the log is lines of JSON: what Python and its libraries print there becomes such lines.
 
-    Warnings, tracebacks of threads, handlers of libraries: whoever collects the log reads objects or nothing. A print
-    of several lines is one object. No lock, for the generation thread may print too; two threads that print parts of
-    lines at the same time may mix them.
+    Warnings, tracebacks of threads, handlers of libraries: whoever collects the log reads objects or nothing. Lines
+    that are written together are one object. No lock, for the generation thread may print too; two threads that print
+    parts of lines at the same time may mix them.
     """
 
     max_begun = 8192  # a bar that draws itself again and again never ends its line

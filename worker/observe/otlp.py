@@ -224,9 +224,9 @@ class _Session(requests.Session):
 
     def request(self, method: Any, url: Any, *args: Any, **asked: Any) -> requests.Response:
         """As requests has it. Failures go on to the SDK, which tries again."""
+        asked["verify"] = self.verify  # else REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE
         try:
-            # Else REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE, which is why `verify` is what it is.
-            answer = super().request(method, url, *args, verify=self.verify, **asked)
+            answer = super().request(method, url, *args, **asked)
         except Exception as error:
             self._note(url, one_line(_root_of(error)))
             raise
