@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.collector import Collector, SeenSpan
+from tests.support.collector import Collector, SeenSpan, nobody
 from tests.support.engines import wait_until
+from tests.support.pages import table
 from worker.errors import SettingsError
 from worker.events import Usage
 from worker.observe.log import Outcome
 from worker.observe.otlp import MAX_INT, Otlp, _is_not_told_already, _Session
 from worker.observe.telemetry import NoTelemetry, check_telemetry, open_telemetry
 from worker.request import Origin, SamplingParams, TraceParent
-from worker.settings import ROOT, Settings
+from worker.settings import Settings
 
 PARENT = TraceParent("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", is_sampled=True)
 PARAMS = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9)
@@ -39,10 +40,12 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 @pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens where it would be sent to."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.01")
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Nobody listens where it would be sent to, and nobody tries for long."""
+    with nobody() as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.01")
+        yield url
 
 
 def told(collector: Collector, *outcomes: Outcome, environ: dict[str, str] | None = None) -> list[str]:
@@ -209,24 +212,18 @@ def test_buckets_are_those_of_the_conventions(collector: Collector) -> None:
 # ---- what the page says
 
 
-def rows(title: str) -> dict[str, list[str]]:
-    """A table of docs/metrics.md."""
-    text = (ROOT / "docs" / "metrics.md").read_text()
-    table = text[text.index(f"| {title} |") :].partition("\n\n")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    return {row[0].strip("`"): row[1:] for row in cells}
-
-
 def test_the_page_has_what_is_sent_and_nothing_else(collector: Collector) -> None:
     asked = replace(PARAMS, top_k=5, presence_penalty=1.0, frequency_penalty=-1.0, seed=3)
     told(collector, replace(OUTCOME, params=asked), replace(OUTCOME, outcome="error", detail="STALLED"))
     sent = {name for span in collector.spans for name in span.attributes}
-    assert set(rows("attribute")) == sent
+    assert set(table("metrics.md", "attribute")) == sent
     points: dict[str, set[str]] = {}
     for (name, attributes), _ in collector.points.items():
         points.setdefault(name, set()).update(key for key, _ in attributes)
     common = {"gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model"}
-    documented = {name: set(re.findall(r"`([\w.]+)`", row[1])) | common for name, row in rows("metric").items()}
+    documented = {
+        name: set(re.findall(r"`([\w.]+)`", row[1])) | common for name, row in table("metrics.md", "metric").items()
+    }
     assert documented == points
 
 
@@ -303,11 +300,11 @@ def test_trouble_is_told_once_until_it_changes(collector: Collector, caplog: pyt
     ]
 
 
-def test_a_collector_that_is_not_there_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_that_is_not_there_is_one_line_of_the_log(quiet: str, caplog: pytest.LogCaptureFixture) -> None:
     session = _Session("metrics")
     for _ in range(3):
         with pytest.raises(requests.ConnectionError):
-            session.post("http://127.0.0.1:1/v1/metrics", timeout=30)
+            session.post(quiet + "/v1/metrics", timeout=30)
     assert len(caplog.records) == 1
     assert "Connection refused" in caplog.text
 

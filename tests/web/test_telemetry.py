@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.collector import Collector, SeenSpan
+from tests.support.collector import Collector, SeenSpan, deaf, nobody
 from tests.support.servers import WORKER_CLASSES, RawStream, Server, assert_ended_once, running_server
 from worker.settings import ROOT
 
@@ -135,6 +134,16 @@ def test_what_was_said_last_arrives_before_the_end(tmp_path: Path, worker_class:
 
 
 @both
+def test_a_process_that_dies_says_who_died_with_it(tmp_path: Path, worker_class: str, collector: Collector) -> None:
+    with running_server(tmp_path, worker_class, env=environment(collector.url)) as server:
+        server.post("/fault/fatal")
+        server.allow("open")
+        assert execute(server)["code"] == "ENGINE_DEAD"
+        died = wait_for_root(server, collector, code_is("ENGINE_DEAD"))
+        assert died.attributes["error.type"] == "ENGINE_DEAD"
+
+
+@both
 def test_it_goes_over_tls(tmp_path: Path, worker_class: str) -> None:
     """Where gevent has patched `ssl` too."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -156,19 +165,16 @@ def test_it_goes_over_tls(tmp_path: Path, worker_class: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("is_there", [True, False], ids=["never answers", "is not there"])
-def test_a_collector_that_does_not_listen_holds_nobody_up(tmp_path: Path, worker_class: str, is_there: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        env = environment(f"http://127.0.0.1:{deaf.getsockname()[1]}", OTEL_BSP_MAX_QUEUE_SIZE="8")
-        env |= {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4", "ENDSTOP_DRAIN_S": "1"}
-        if not is_there:
-            deaf.close()
+@pytest.mark.parametrize("where", [deaf, nobody])
+def test_a_collector_that_does_not_listen_holds_nobody_up(tmp_path: Path, worker_class: str, where: Any) -> None:
+    with where() as url:
+        env = environment(url, OTEL_BSP_MAX_QUEUE_SIZE="8", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="4", ENDSTOP_DRAIN_S="1")
         with running_server(tmp_path, worker_class, env=env) as server:
             server.allow("open")
             for _ in range(5):  # more spans than it may keep
                 execute(server)
             server.wait_for(lambda: len(outcomes(server)) == 5, "outcomes in the log")
-            if not is_there:
+            if where is nobody:
                 server.wait_for(lambda: "no traces to 127.0.0.1: ConnectionRefusedError" in server.log(), "the trouble")
             begun = time.monotonic()
             server.process.terminate()
