@@ -186,9 +186,9 @@ def test_a_collector_that_does_not_listen_holds_nobody_up(tmp_path: Path, worker
 IMPORTED = """
 import os, sys
 import app
+from worker.config import read_settings
 from worker.observe.telemetry import open_telemetry
-from worker.settings import Settings
-open_telemetry(Settings.from_env(os.environ), os.environ)
+open_telemetry(read_settings(os.environ), os.environ)
 print(any(name.startswith("opentelemetry.sdk") for name in sys.modules), flush=True)
 os._exit(0)
 """
