@@ -57,7 +57,7 @@ _TTFT_BOUNDS_S = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.
 _TOKEN_BOUNDS_S = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]
 _USAGE_BOUNDS = [4**i for i in range(14)]
 _FINISH_REASONS = {"EOS": "stop", "STOP_SEQUENCE": "stop", "MAX_TOKENS": "length"}
-MAX_INT = 2**63 - 1  # OTLP's
+MAX_INT = 2**63 - 1  # that OTLP has
 
 
 class Otlp:
@@ -193,7 +193,7 @@ def _attributes_of(outcome: Outcome) -> dict[str, Any]:
             "gen_ai.request.frequency_penalty": params.frequency_penalty,
         }
         found |= {name: value for name, value in asked.items() if value}
-        if params.seed is not None and params.seed <= MAX_INT:  # a larger one would cost the whole batch
+        if params.seed is not None and params.seed <= MAX_INT:  # a larger one is an error in the log
             found["gen_ai.request.seed"] = params.seed
     return found
 
