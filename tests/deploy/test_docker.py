@@ -68,11 +68,18 @@ def test_it_is_started_as_the_procfile_says_and_has_its_signals_itself() -> None
     assert not values("ENTRYPOINT")
 
 
-def test_the_pin_of_torch_is_found() -> None:
-    """Without it pip would be asked to install nothing at all, and the rest would bring the largest build."""
-    assert "$(grep -o '^torch==[^ ]*' requirements.txt)" in TEXT
-    found = re.findall(r"^torch==[^ ]*", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert len(found) == 1
+@pytest.mark.parametrize(("index", "asked"), [("", []), ("https://index.example/cpu", ["--index-url"])])
+def test_the_argument_says_where_torch_comes_from(tmp_path: Path, index: str, asked: list[str]) -> None:
+    (command,) = [rest for name, rest in INSTRUCTIONS if name == "RUN" and "TORCH_INDEX" in rest]
+    pip = tmp_path / "pip"
+    pip.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    pip.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCH_INDEX": index}
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    (pin,) = re.findall(r"^torch==[^ ]*", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert first == " ".join(["install", *asked, *[index] * bool(index), pin])
+    assert second == "install -r requirements.txt"
 
 
 def probe(port: int) -> int:
