@@ -50,8 +50,9 @@ def test_the_docs_make_keys_that_fit_together(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "deploy.md").read_text()
     (block,) = re.findall(r"^    mkdir -m 700 deploy/secrets\n(?:    .*\n)+", text, re.MULTILINE)
     (tmp_path / "deploy").mkdir()
-    subprocess.run(["bash", "-euc", block], cwd=tmp_path, check=True)
+    subprocess.run(["bash", "-euc", f"umask 077\n{block}"], cwd=tmp_path, check=True)
     secrets = {name: tmp_path / "deploy" / one["file"] for name, one in COMPOSE["secrets"].items()}
+    assert all(secret.stat().st_mode & 0o777 == 0o644 for secret in secrets.values())
     keys = ApiKeys.parse(secrets["api_keys"].read_text())
     assert keys.names == ["me", "prometheus"]
     assert keys.name_of(secrets["prometheus_key"].read_text()) == "prometheus"
@@ -96,21 +97,29 @@ def test_prometheus_asks_the_server_with_its_key_and_reads_the_rules() -> None:
         assert at[f"/etc/prometheus/{rules}"] == f"./{rules}"
 
 
+def provisioned(kind: str) -> dict[str, Any]:
+    """The one entry of a file that Grafana reads when it starts."""
+    file = mounts("grafana")[f"/etc/grafana/provisioning/{kind}/endstop.yaml"]
+    content = yaml.safe_load((DEPLOY / file).read_text())
+    entry: dict[str, Any]
+    (entry,) = content.get("datasources") or content["providers"]
+    return entry
+
+
 def test_grafana_finds_its_data_and_the_dashboard() -> None:
-    at = mounts("grafana")
-    (source,) = yaml.safe_load((DEPLOY / at["/etc/grafana/provisioning/datasources/endstop.yaml"]).read_text())[
-        "datasources"
-    ]
+    source = provisioned("datasources")
     assert source["isDefault"]  # the dashboard's variable chooses it then
     assert source["type"] == json.loads((DEPLOY / "grafana.json").read_text())["templating"]["list"][0]["query"]
     host, port = source["url"].removeprefix("http://").split(":")
     assert SERVICES[host]["ports"][0].endswith(f":{port}")
-    (provider,) = yaml.safe_load((DEPLOY / at["/etc/grafana/provisioning/dashboards/endstop.yaml"]).read_text())[
-        "providers"
-    ]
-    dashboard = f"{provider['options']['path']}/grafana.json"
-    assert at[dashboard] == "./grafana.json"
+    dashboard = f"{provisioned('dashboards')['options']['path']}/grafana.json"
+    assert mounts("grafana")[dashboard] == "./grafana.json"
     assert f"GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH={dashboard}" in SERVICES["grafana"]["environment"]
+
+
+def test_grafana_has_no_password_that_everybody_knows() -> None:
+    (secret,) = SERVICES["grafana"]["secrets"]
+    assert f"GF_SECURITY_ADMIN_PASSWORD__FILE=/run/secrets/{secret}" in SERVICES["grafana"]["environment"]
 
 
 def test_the_file_for_gpus_changes_a_service_that_there_is() -> None:
@@ -153,7 +162,9 @@ def last_value(port: int, name: str, **labels: str) -> str | None:
         )
     except requests.ConnectionError:
         return None  # it is not listening yet
-    found = asked.json().get("data", {}).get("result", [])
+    if not asked.ok:
+        return None  # it listens, and reads its own data
+    found = asked.json()["data"]["result"]
     return found[0]["value"][1] if found else None
 
 
