@@ -84,7 +84,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     records = RecordWriter(engine.records, note_outcome)
 
     app = Flask("endstop", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # One more than may be: at its limit werkzeug refuses a body that has just ended there.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records, history), name="housekeeper", daemon=True)
     shared = Context(settings, engine, jobs, streams, records, metrics, history, telemetry, housekeeper)

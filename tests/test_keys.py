@@ -66,7 +66,10 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     [
         ("", "holds no key"),
         (" ,\n# nothing\n", "holds no key"),
-        ("canary-canary-canary", "entry 1 is not name:key"),
+        ("canary", "16 to 512"),
+        ("canary canary canary canary", "16 to 512"),
+        ("sha256:" + "c" * 64, "entry 1 is not name:key"),
+        (f"alice:{ALICE},:canary-canary-canary", "entry 2 is not name:key"),
         (f"alice:{ALICE},canary canary canary:x", "entry 2 is not name:key"),
         ("alice:", "entry 1 is not name:key"),
         ("alice:canary", "16 to 512"),
@@ -82,6 +85,14 @@ def test_what_is_no_key_is_refused_and_not_repeated(text: str, says: str) -> Non
         with pytest.raises((ValueError, SettingsError), match=says) as refusal:
             read()
         assert "canary" not in str(refusal.value)
+
+
+def test_a_key_alone_has_the_name_default() -> None:
+    """What platforms generate, and what somebody who serves himself writes, has no name."""
+    keys = ApiKeys.parse(f"{ALICE},bob:sha256:{HASHED}")
+    assert keys.names == ["default", "bob"]
+    assert keys.name_of(ALICE) == "default"
+    assert ApiKeys.parse(keys.hashed).name_of(ALICE) == "default"
 
 
 def test_nothing_shows_a_key_or_its_hash() -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+DEFAULT_NAME = "default"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # SHA-256 without salt or stretching is enough for what nobody can guess, and a request is not held up by it. 16
 # characters by chance are 80 bits and more; a shorter key can be found from its hash.
@@ -40,6 +41,7 @@ class ApiKeys:
     def parse(cls, text: str) -> "ApiKeys":
         """Read `name:key` or `name:sha256:<64 hex digits>`, separated by commas or on lines of their own.
 
+        A key without a name has the name `default`: that is what platforms generate.
         Empty entries and lines that begin with `#` are left out.
 
         Raises:
@@ -50,8 +52,11 @@ class ApiKeys:
             raise ValueError("holds no key; write name:key, or leave it out to serve without keys")
         keys: list[ApiKey] = []
         for number, entry in enumerate(entries, 1):
-            name, _, key = entry.partition(":")
-            if not _NAME.fullmatch(name) or not key:
+            name, colon, key = entry.partition(":")
+            if not colon:
+                name, key = DEFAULT_NAME, entry
+            # Named like the mark of hashes, what was meant as one would be the key itself.
+            if not _NAME.fullmatch(name) or not key or name == _HASHED.rstrip(":"):
                 raise ValueError(f"entry {number} is not name:key (a name has up to 64 of A-Z a-z 0-9 . _ -)")
             keys.append(ApiKey(name, _digest_of(number, key)))
         return cls(tuple(keys))

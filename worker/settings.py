@@ -135,7 +135,7 @@ class Settings:
     # Who may ask. worker/keys.py reads the first three, and keeps hashes only.
     api_keys: ApiKeys = _setting(  # noqa: RUF009 - it is frozen
         ApiKeys(),
-        "keys of clients, `name:key` or `name:sha256:<hex>`, separated by commas; empty: whoever reaches the server",
+        "keys of clients, `name:key`, `name:sha256:<hex>` or a key alone, with commas between; empty: anybody",
         is_secret=True,
         is_list=True,
     )

@@ -86,6 +86,18 @@ def test_a_body_of_fifty_megabytes_is_refused_and_not_read(gated: Server) -> Non
         assert stream.head()[0] == 413
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_the_limit_itself_is_allowed_and_a_byte_more_is_not(gated: Server, is_chunked: bool) -> None:
+    for num_bytes, status in ((65536, 400), (65537, 413)):
+        body = json.dumps({"prompt": 1}).encode().ljust(num_bytes)  # wrong, and so answered at once when it is read
+        how = {"Content_Length": str(num_bytes)}
+        if is_chunked:
+            how = {"Content_Length": "", "Transfer_Encoding": "chunked"}
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (num_bytes, body)
+        with RawStream(gated, "POST", "/execute", body, **how) as stream:
+            assert stream.head()[0] == status
+
+
 @pytest.mark.parametrize("body", [b"zz\r\n", b'5\r\n{"pro'])
 def test_a_chunked_body_that_is_none(gated: Server, body: bytes) -> None:
     with RawStream(gated, "POST", "/execute", body, Transfer_Encoding="chunked", Content_Length="") as stream:

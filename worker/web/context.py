@@ -113,8 +113,8 @@ def read_body(schema: type[Body]) -> Body:
     try:
         with body_within(request.environ, settings.body_timeout_s):
             body = _read_in_turns(limit)
-            # Of a chunked body werkzeug gives the beginning, and the error only when asked for more.
-            request.stream.read(1)
+            if request.stream.read(1):
+                raise RequestEntityTooLarge
     except RequestEntityTooLarge:
         message = f"the body is larger than {limit} bytes; send less (ENDSTOP_MAX_BODY_BYTES)"
         raise BodyTooLarge(message) from None
