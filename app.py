@@ -7,6 +7,7 @@ import time
 
 from flask import Flask
 
+from worker.config import read_settings
 from worker.engine.engine import Engine
 from worker.engine.loader import load
 from worker.jobs import Jobs
@@ -55,7 +56,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         SettingsError: The environment holds an unknown or bad setting.
     """
     if settings is None:
-        settings = Settings.from_env(os.environ)
+        settings = read_settings(os.environ)
     wakeup = new_wakeup()
     is_ours = engine is None
     if engine is None:

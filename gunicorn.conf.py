@@ -7,14 +7,14 @@ import sys
 from typing import Any
 
 from worker import process
+from worker.config import read_settings
 from worker.errors import SettingsError
 from worker.observe.log import is_news
-from worker.settings import Settings
 
 # Asked before gunicorn has its own handler. On a reload, which executes this file again, nobody looks at it.
 is_immune_to_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 try:
-    settings = Settings.from_env(os.environ)
+    settings = read_settings(os.environ)
 except SettingsError as error:
     sys.exit(f"endstop: {error}")
 process.hide_keys(os.environ)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.config import read_settings
 from worker.errors import SettingsError
 from worker.keys import ApiKeys, KeyLimit, KeyLimits
 from worker.settings import Settings
@@ -77,14 +78,14 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_what_is_no_key_is_refused_and_not_repeated(text: str, says: str) -> None:
-    for read in (lambda: ApiKeys.parse(text), lambda: Settings.from_env({"ENDSTOP_API_KEYS": text})):
+    for read in (lambda: ApiKeys.parse(text), lambda: read_settings({"ENDSTOP_API_KEYS": text})):
         with pytest.raises((ValueError, SettingsError), match=says) as refusal:
             read()
         assert "canary" not in str(refusal.value)
 
 
 def test_nothing_shows_a_key_or_its_hash() -> None:
-    settings = Settings.from_env({"ENDSTOP_API_KEYS": BOTH})
+    settings = read_settings({"ENDSTOP_API_KEYS": BOTH})
     assert settings.api_keys.name_of(ALICE) == "alice"
     shown = " ".join([repr(settings), str(settings), repr(settings.api_keys.keys), f"{settings.api_keys}"])
     assert "alice" in shown
@@ -103,9 +104,9 @@ def test_hashed_keys_are_the_same_keys() -> None:
 def test_a_file_holds_more_of_them(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# bob's\nbob:{BOB}\n")
-    settings = Settings.from_env({"ENDSTOP_API_KEYS": f"alice:{ALICE}", "ENDSTOP_API_KEYS_FILE": str(path)})
+    settings = read_settings({"ENDSTOP_API_KEYS": f"alice:{ALICE}", "ENDSTOP_API_KEYS_FILE": str(path)})
     assert settings.api_keys == ApiKeys.parse(BOTH)
-    assert Settings.from_env({"ENDSTOP_API_KEYS_FILE": str(path)}).api_keys.names == ["bob"]
+    assert read_settings({"ENDSTOP_API_KEYS_FILE": str(path)}).api_keys.names == ["bob"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: bytes | No
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=says) as refusal:
-        Settings.from_env({"ENDSTOP_API_KEYS": f"alice:{ALICE}", "ENDSTOP_API_KEYS_FILE": str(path)})
+        read_settings({"ENDSTOP_API_KEYS": f"alice:{ALICE}", "ENDSTOP_API_KEYS_FILE": str(path)})
     assert "canary" not in str(refusal.value)
     assert ALICE not in str(refusal.value)
 
@@ -132,7 +133,7 @@ def test_a_single_key_may_have_limits_of_its_own() -> None:
     text = "alice:2:0,bob:0:100"
     assert dict(KeyLimits.parse(text).limits) == {"alice": KeyLimit(2, 0), "bob": KeyLimit(0, 100)}
     assert str(KeyLimits.parse(text)) == text
-    assert Settings.from_env({"ENDSTOP_API_KEYS": BOTH, "ENDSTOP_KEY_LIMITS": text}).key_limits == KeyLimits.parse(text)
+    assert read_settings({"ENDSTOP_API_KEYS": BOTH, "ENDSTOP_KEY_LIMITS": text}).key_limits == KeyLimits.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_a_single_key_may_have_limits_of_its_own() -> None:
 )
 def test_limits_of_nobody_are_refused(text: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
-        Settings.from_env({"ENDSTOP_API_KEYS": BOTH, "ENDSTOP_KEY_LIMITS": text})
+        read_settings({"ENDSTOP_API_KEYS": BOTH, "ENDSTOP_KEY_LIMITS": text})
 
 
 def test_settings_with_keys_can_be_changed_as_others() -> None:

@@ -1,7 +1,7 @@
 """Imports run one way.
 
 web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer_parser
-    -> answer -> request, events, errors, keys, settings
+    -> answer, config -> request, events, errors, keys, settings
 """
 
 import ast
@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "worker").rglob("*.py"))
 # Rooms and single modules, the lowest first. One may import from lower ones, and from its own.
 LEVELS = [
     {"worker.request", "worker.events", "worker.errors", "worker.keys", "worker.settings"},
-    {"worker.answer"},
+    {"worker.answer", "worker.config"},
     {"worker.streams", "worker.observe", "worker.body", "worker.answer_parser"},
     {"worker.structure"},
     {"worker.engine"},
@@ -26,6 +26,7 @@ LEVELS = [
     {"worker.web"},
     # what starts a process, or talks to one from outside: nobody imports these
     {"worker.process", "worker.__main__", "worker.client", "worker.chat", "app", "wsgi"}
+    | {"worker.serve", "worker.models", "worker.load", "worker.bench"}
     | {"worker.check", "worker.checks", "worker.spawn", "worker.recording", "worker.rules"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -124,9 +125,9 @@ def test_the_lowest_modules_import_no_third_party_but_the_schema(name: str) -> N
 
 
 def test_no_import_of_the_rooms_starts_torch() -> None:
-    """`worker.settings` and `worker.process` are read by gunicorn's arbiter, before the fork."""
+    """`worker.config` and `worker.process` are read by gunicorn's arbiter, before the fork."""
     seen: set[str] = set()
-    todo = ["worker.settings", "worker.process", "worker.streams.channel", "worker.client", "worker.request"]
+    todo = ["worker.config", "worker.process", "worker.streams.channel", "worker.client", "worker.request"]
     while todo:
         module = todo.pop()
         path = ROOT / (module.replace(".", "/") + ".py")

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
+from worker.config import read_settings
 from worker.errors import SettingsError
 from worker.keys import ApiKeys, KeyLimits
 from worker.settings import EMBEDDED_MODEL, Settings, variable_name
 
-DEFAULTS = Settings.from_env({})
+DEFAULTS = read_settings({})
 KEY = "name:0123456789abcdef"
 
 
 def refusal(**environ: str) -> str:
     with pytest.raises(SettingsError) as error:
-        Settings.from_env(environ)
+        read_settings(environ)
     text = str(error.value)
     assert "\n" not in text
     return text
@@ -46,7 +47,7 @@ def test_every_setting_has_a_word_of_help_and_a_default_that_is_allowed(field: "
             assert sign * field.default >= sign * limit
     # A list of keys that came out empty must not open the server.
     text = KEY if field.name == "api_keys" else str(field.default)
-    assert Settings.from_env({variable_name(field): text}) is not None
+    assert read_settings({variable_name(field): text}) is not None
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
@@ -64,6 +65,9 @@ def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[objec
     elif field.name == "key_limits":
         text, others = "name:1:2", {"ENDSTOP_API_KEYS": KEY}
         value = KeyLimits.parse(text)
+    elif field.name == "config":
+        value = text = str(tmp_path / "endstop.toml")
+        (tmp_path / "endstop.toml").write_text("")
     elif metadata["choices"]:
         value = metadata["choices"][-1]
     elif isinstance(default, str):
@@ -71,7 +75,7 @@ def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[objec
     else:
         assert isinstance(default, int | float)
         value = type(default)(default + 1)
-    settings = Settings.from_env({variable_name(field): text or str(value), **others})
+    settings = read_settings({variable_name(field): text or str(value), **others})
     assert getattr(settings, field.name) == value
     expected = dataclasses.replace(DEFAULTS, **{"api_keys": settings.api_keys, field.name: value})
     assert dataclasses.replace(settings, host="") == dataclasses.replace(expected, host="") or field.name == "host"
@@ -79,7 +83,7 @@ def test_every_setting_is_read_from_its_variable(field: "dataclasses.Field[objec
 
 def test_variables_of_others_are_left_alone() -> None:
     environ = {"PATH": "/bin", "HOME": "/root", "MODEL": "x", "endstop_model": "x", "XENDSTOP_MODEL": "x"}
-    assert Settings.from_env(environ) == DEFAULTS
+    assert read_settings(environ) == DEFAULTS
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
@@ -153,7 +157,7 @@ def test_all_problems_are_named_at_once() -> None:
 def test_a_platform_reaches_a_server_with_keys_and_nobody_else_need_reach_it(
     environ: dict[str, str], host: str
 ) -> None:
-    assert Settings.from_env(environ).host == host
+    assert read_settings(environ).host == host
 
 
 @pytest.mark.parametrize(
@@ -166,4 +170,4 @@ def test_a_platform_reaches_a_server_with_keys_and_nobody_else_need_reach_it(
     ],
 )
 def test_the_name_on_the_wire_is_never_a_path(environ: dict[str, str], name: str) -> None:
-    assert Settings.from_env(environ).model_name == name
+    assert read_settings(environ).model_name == name

@@ -4,32 +4,32 @@ Each command imports what it needs when it runs: `serve` becomes gunicorn, and w
 for a machine learning library.
 """
 
-import os
 import sys
-from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).resolve().parent.parent
+from worker.serve import ServeCommand, given_options
+from worker.serve import serve as become_server
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100})
 def cli() -> None:
     """Endstop: a streaming LLM worker whose streams always end."""
 
 
-@cli.command()
-@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; else PORT, else 8000.")
-@click.option("--model", help="Model folder or hub id; else ENDSTOP_MODEL, else the small model that comes along.")
-def serve(port: int | None, model: str | None) -> None:
-    """Serve a model. Everything else is set by ENDSTOP_ variables."""
-    if port is not None:
-        os.environ["PORT"] = str(port)
-    if model is not None:
-        # A folder is named from where the user is, and gunicorn runs somewhere else.
-        os.environ["ENDSTOP_MODEL"] = os.path.abspath(model) if os.path.isdir(model) else model
-    os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"])
+@cli.command(cls=ServeCommand)
+@click.option("--print-config", is_flag=True, help="Print every setting and where it was set, and stop.")
+def serve(print_config: bool, **values: str | None) -> None:
+    """Serve a model: its own job API, OpenAI's and Anthropic's, a chat page at /, metrics at /metrics.
+
+    Every option is also an environment variable (--max-slots is ENDSTOP_MAX_SLOTS, --port is PORT) and a line in the
+    TOML file that --config names (max_slots = 16). An option wins over a variable, and that over the file.
+
+    \b
+      python -m worker serve --model Qwen/Qwen2.5-0.5B-Instruct --max-slots 8
+      python -m worker serve --config endstop.toml --print-config
+    """
+    become_server(given_options(values), is_printing=print_config)
 
 
 @cli.command()

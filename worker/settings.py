@@ -1,18 +1,16 @@
-"""Every setting, its default and the reason for it. Read once at start; frozen; pure Python, any thread.
+"""Every setting, its default and the reason for it. Frozen; pure Python, any thread.
 
 The environment variable of a setting is `ENDSTOP_` and its name in capitals. Two more are read because every
-Heroku-style platform sets them: `PORT`, and `WEB_CONCURRENCY`, which must be 1. docs/settings.md lists all.
+Heroku-style platform sets them: `PORT`, and `WEB_CONCURRENCY`, which must be 1. docs/settings.md lists all, and
+`config.py` says where else a setting can stand.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker.errors import SettingsError
 from worker.keys import ApiKeys, KeyLimits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,20 +28,25 @@ def _setting(
     pattern: str = "",
     env: str = "",
     is_secret: bool = False,
+    is_list: bool = False,
 ) -> Any:
     """A field.
 
     Args:
         pattern: A regular expression for the whole value, if it is one of `choices` only in form.
         is_secret: No error repeats its value.
+        is_list: Its text has commas; a file may write it as an array.
     """
     limits = {"minimum": minimum, "maximum": maximum, "choices": choices, "pattern": pattern}
-    return field(default=default, metadata={"help": help, "env": env, "is_secret": is_secret, **limits})
+    kind = {"is_secret": is_secret, "is_list": is_list}
+    return field(default=default, metadata={"help": help, "env": env, **kind, **limits})
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings. Units are in the names: `_s` seconds, `_bytes` bytes."""
+
+    config: str = _setting("", "a TOML file with settings, for those that nothing else sets")
 
     # What is served
     model: str = _setting(str(EMBEDDED_MODEL), "model folder or hub id")
@@ -134,10 +137,11 @@ class Settings:
         ApiKeys(),
         "keys of clients, `name:key` or `name:sha256:<hex>`, separated by commas; empty: whoever reaches the server",
         is_secret=True,
+        is_list=True,
     )
     api_keys_file: str = _setting("", "a file with more of them, one a line")
     key_limits: KeyLimits = _setting(  # noqa: RUF009
-        KeyLimits(), "limits of single keys, `name:concurrency:tokens_per_minute`, separated by commas"
+        KeyLimits(), "limits of single keys, `name:concurrency:tokens_per_minute`, separated by commas", is_list=True
     )
     key_concurrency: int = _setting(
         0, "requests of one key that may be open; one more is answered 429; 0: no limit of its own", minimum=0
@@ -151,6 +155,7 @@ class Settings:
         "web pages that may use the server from a browser",
         choices=("", "https://one.example,http://localhost:3000 ...", "*"),
         pattern=r"\*|(https?://[^\s,/*]+(\s*,\s*https?://[^\s,/*]+)*)?",
+        is_list=True,
     )
 
     # The server
@@ -185,49 +190,16 @@ class Settings:
         """Requests that can be open at once: every slot and every place in the queue."""
         return self.max_slots + self.max_queue
 
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read the settings from environment variables.
 
-        Raises:
-            SettingsError: Unknown `ENDSTOP_` variables or bad values; names all of them at once.
-        """
-        known = {variable_name(f): f for f in fields(cls)}
-        problems = []
-        values: dict[str, Any] = {}
-        for name in sorted(n for n in environ if n.startswith(PREFIX) or n in known):
-            setting = known.get(name)
-            if setting is None:
-                nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
-                problems.append(f"{name} is not a setting{hint}")
-                continue
-            try:
-                values[setting.name] = _parse(setting, environ[name])
-            except ValueError as error:
-                shown = name if setting.metadata["is_secret"] else f"{name}={environ[name]!r}"
-                problems.append(f"{shown}: {error}")
-        if values.get("web_concurrency", 1) != 1:
-            problems.append(
-                f"WEB_CONCURRENCY={values['web_concurrency']}: must be 1, because every worker process would load "
-                "the model again; one worker serves many streams (set ENDSTOP_MAX_SLOTS), and more machines serve more"
-            )
-        if path := values.get("api_keys_file"):
-            try:
-                values["api_keys"] = values.get("api_keys", ApiKeys()) + ApiKeys.parse(Path(path).read_text("utf-8"))
-            except OSError as error:
-                problems.append(f"ENDSTOP_API_KEYS_FILE={path!r} cannot be read: {error.strerror}")
-            except ValueError as error:  # also bytes that are no text, of which the message repeats one
-                reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-                problems.append(f"ENDSTOP_API_KEYS_FILE={path!r}: {reason}")
-        keys = values.get("api_keys", ApiKeys())
-        if unknown := [name for name, _ in values.get("key_limits", KeyLimits()).limits if name not in keys.names]:
-            problems.append(f"ENDSTOP_KEY_LIMITS: no API key is named {', '.join(map(repr, unknown))}")
-        if problems:
-            raise SettingsError("; ".join(problems))
-        if not values.get("host"):
-            values["host"] = "0.0.0.0" if "port" in values and keys else "127.0.0.1"
-        return cls(**values)
+# What belongs together, by the first setting of each part.
+SECTIONS = {
+    "config": "Where settings stand",
+    "model": "What is served",
+    "max_slots": "How much at once",
+    "body_timeout_s": "How long, in seconds",
+    "api_keys": "Who may ask",
+    "host": "The server",
+}
 
 
 def variable_name(setting: "Field[Any]") -> str:
@@ -235,7 +207,12 @@ def variable_name(setting: "Field[Any]") -> str:
     return setting.metadata["env"] or PREFIX + setting.name.upper()
 
 
-def _parse(setting: "Field[Any]", text: str) -> Any:
+def parse(setting: "Field[Any]", text: str) -> Any:
+    """The value that a text stands for.
+
+    Raises:
+        ValueError: It is none, or beyond a limit; says which.
+    """
     assert setting.default is not MISSING
     kind = type(setting.default)
     metadata = setting.metadata

@@ -15,13 +15,13 @@ from tests.engine.test_parity import check_parity
 from tests.engine.test_sampler import ON_A_GPU, FakeRow
 from tests.engine.test_trace import new_packed, prompts, row
 from tests.support.random_models import PACKED, random_model, save_random_model
+from worker.config import read_settings
 from worker.engine import kernels
 from worker.engine.cuda_graphs import CudaRecorder
 from worker.engine.kernels import Kind, paged_decode, paged_prompt
 from worker.engine.loader import load
 from worker.engine.model_runner import PackedRunner
 from worker.engine.sampler import sample
-from worker.settings import Settings
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,7 +111,7 @@ def test_until_the_tokens_are_wanted_nothing_waits(chosen: Any, monkeypatch: pyt
 
 
 def test_it_loads_and_says_how_it_decodes(tmp_path: Path) -> None:
-    settings = Settings.from_env({"ENDSTOP_MODEL": str(save_random_model(tmp_path)), "ENDSTOP_DEVICE": "cuda"})
+    settings = read_settings({"ENDSTOP_MODEL": str(save_random_model(tmp_path)), "ENDSTOP_DEVICE": "cuda"})
     description = load(settings, lambda progress: None).description
     assert "decode in CUDA graphs of 1, 2, 4, 8, 16 rows" in description
     assert "without Triton" not in description

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from tests.support.random_models import CONFIGS, VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
+from worker.config import read_settings
 from worker.engine import kernels
 from worker.engine.kernels import IS_NATIVE
 from worker.engine.kv_cache import num_blocks_for
@@ -23,7 +24,6 @@ from worker.engine.model_runner import PackedRunner, new_runner
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.errors import ModelLoadError
-from worker.settings import Settings
 
 needs_native = pytest.mark.skipif(not IS_NATIVE, reason="python -m worker.engine.native has not built it")
 
@@ -288,7 +288,7 @@ def test_a_model_that_multiplies_in_its_own_way_is_not_exact(family: str) -> Non
 def _load(folder: Path, **env: str) -> Any:
     threads_before = torch.get_num_threads()
     try:
-        return load(Settings.from_env({"ENDSTOP_MODEL": str(folder), **env}), lambda progress: None)
+        return load(read_settings({"ENDSTOP_MODEL": str(folder), **env}), lambda progress: None)
     finally:
         kernels.set_threads(0)
         torch.set_num_threads(threads_before)
@@ -315,7 +315,7 @@ def test_an_exact_model_has_one_thread_of_torchs_and_as_many_of_ours_as_before(
     monkeypatch.setattr(kernels, "set_threads", told.append)
     env = {"ENDSTOP_MODEL": str(folder), "ENDSTOP_DETERMINISTIC": "1", "ENDSTOP_CPU_THREADS": "2"}
     with threads(2):
-        load(Settings.from_env(env), lambda progress: None)
+        load(read_settings(env), lambda progress: None)
         assert torch.get_num_threads() == 1
     assert told == [2]
 

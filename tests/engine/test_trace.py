@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.random_models import VOCAB_SIZE, random_model, save_random_model
+from worker.config import read_settings
 from worker.engine.kernels import IS_NATIVE
 from worker.engine.kv_cache import num_blocks_for
 from worker.engine.loader import LoadedModel, load
@@ -17,7 +18,6 @@ from worker.engine.model_runner import PackedRunner, new_runner
 from worker.engine.scheduler import Row
 from worker.engine.sequence import Sequence
 from worker.engine.trace import CannotTrace
-from worker.settings import Settings
 
 pytestmark = pytest.mark.skipif(not IS_NATIVE, reason="without the native kernel decodes look at values in Python")
 
@@ -138,7 +138,7 @@ def test_a_position_that_the_model_does_not_have_is_no_fault_of_the_recording() 
 
 
 def _load(folder: Path, **env: str) -> LoadedModel:
-    return load(Settings.from_env({"ENDSTOP_MODEL": str(folder), **env}), lambda progress: None)
+    return load(read_settings({"ENDSTOP_MODEL": str(folder), **env}), lambda progress: None)
 
 
 def test_the_loader_says_which_way_decodes_run(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 keys = taking_from("worker/keys.py", "tests/test_keys.py")
-settings = taking_from("worker/settings.py", "tests/test_keys.py")
+config = taking_from("worker/config.py", "tests/test_keys.py")
 limits = taking_from("worker/engine/limits.py", "tests/engine/test_limits.py")
 admission = taking_from("worker/engine/admission.py", "tests/web/test_auth.py")
 auth = taking_from("worker/web/auth.py", "tests/web/test_auth.py")
@@ -34,22 +34,22 @@ MUTATIONS: list[Mutation] = [
         "                return known.name\n",
         "test_every_key_is_compared_whichever_matches",
     ),
-    settings(
+    config(
         "an error does not repeat a secret",
-        'shown = name if setting.metadata["is_secret"] else',
-        "shown = name if False else",
+        "return given.name if is_secret else",
+        "return given.name if False else",
         "test_what_is_no_key_is_refused_and_not_repeated",
     ),
-    settings(
+    config(
         "limits of nobody are refused",
         "if name not in keys.names]:",
         "if False]:",
         "test_limits_of_nobody_are_refused",
     ),
-    settings(
+    config(
         "without keys a platform does not open the server",
-        'if "port" in values and keys else',
-        'if "port" in values else',
+        'if is_platform and values.get("api_keys") else',
+        "if is_platform else",
         "tests/test_settings.py::test_a_platform_reaches_a_server_with_keys_and_nobody_else_need_reach_it",
     ),
     auth(

@@ -16,6 +16,7 @@ from app import create_app
 from tests.support.engines import loaded_model
 from tests.support.gated_runner import GatedRunner
 from tests.support.strikes import Strikes, is_marked, stage_of
+from worker.config import read_settings
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
 from worker.engine.sequence import Sequence
@@ -33,7 +34,7 @@ def _load(settings: Settings, report: Any) -> LoadedModel:
 
 
 runner = GatedRunner()
-settings = Settings.from_env(os.environ)
+settings = read_settings(os.environ)
 engine = Engine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
 strikes = runner.strikes = Strikes(engine)

@@ -1,0 +1,111 @@
+"""`python -m worker serve`: every setting is an option, the server obeys, and `--print-config` says what it would do."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.support.servers import Server
+from worker.__main__ import cli
+from worker.config import configure, option_name
+from worker.settings import ROOT, SECTIONS, Settings
+
+OPTIONS = [setting for setting in fields(Settings) if setting.name != "web_concurrency"]
+
+
+def serve(*arguments: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner(env={"COLUMNS": "200"} | (env or {})).invoke(cli, ["serve", *arguments])
+
+
+def test_the_help_has_every_setting_in_its_section() -> None:
+    text = serve("--help").output
+    for setting in OPTIONS:
+        assert f"  {option_name(setting.name)} " in text
+    positions = [text.index(f"\n{title}:\n") for title in SECTIONS.values()]
+    assert positions == sorted(positions)
+    assert text.index("\n  --model ") < text.index("How much at once:") < text.index("\n  --max-slots ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "--max-slot", "3"], "--max-slots"),
+        (["serv"], "Did you mean 'serve'?"),
+        (["serve", "--max-slots", "0"], "--max-slots='0': must be at least 1"),
+        (["serve", "--worker-class", "gevnt"], "--worker-class='gevnt': must be one of gevent, gthread"),
+        (["serve", "--config", "/nowhere/endstop.toml"], "cannot be read"),
+    ],
+)
+def test_a_typo_stops_the_start_and_names_the_remedy(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code != 0
+    assert says in result.output
+
+
+def test_print_config_is_a_file_that_has_the_same_effect(tmp_path: Path) -> None:
+    source = tmp_path / "endstop.toml"
+    source.write_text('served_model_name = "a \\"b\\" \\\\ ü"\nmax_queue = 7\n', encoding="utf-8")
+    env = {"ENDSTOP_MAX_CONTEXT": "512", "ENDSTOP_CONFIG": str(source)}
+    result = serve("--max-slots", "3", "--print-config", env=env)
+    assert result.exit_code == 0
+    printed = tmp_path / "printed.toml"
+    printed.write_text(result.output, encoding="utf-8")
+    given = {"max_slots": "3"}
+    again = configure({"ENDSTOP_CONFIG": str(printed)}).settings
+    before = configure(env, given).settings
+    differing = {f.name for f in fields(Settings) if getattr(again, f.name) != getattr(before, f.name)}
+    assert differing == {"config"}
+    assert set(tomllib.loads(result.output)) == {f.name for f in OPTIONS if not f.metadata["is_secret"]} - {"config"}
+    lines = {line.split(" = ")[0]: line for line in result.output.splitlines() if " = " in line}
+    assert lines["max_slots"].endswith("# --max-slots")
+    assert lines["max_context"].endswith("# ENDSTOP_MAX_CONTEXT")
+    assert lines["max_queue"].endswith(f"# {source}")
+    assert lines["step_tokens"].endswith("# default")
+
+
+def test_print_config_shows_no_secret() -> None:
+    env = {"ENDSTOP_API_KEYS": "alice:0123456789abcdef", "ENDSTOP_HEARTBEAT_URL": "http://one.example/?key=hunter22"}
+    output = serve("--print-config", env=env).output
+    assert "0123456789abcdef" not in output
+    assert "hunter22" not in output
+    assert "# api_keys = alice" in output
+    assert "# heartbeat_url = (set)" in output
+    assert "api_keys" not in tomllib.loads(output)
+
+
+@pytest.mark.slow
+def test_the_server_has_what_options_variables_and_the_file_say(tmp_path: Path) -> None:
+    """From another folder, too: names are seen from where the user is."""
+    (tmp_path / "mine").symlink_to(ROOT / "models" / "endstop-tiny")
+    (tmp_path / "endstop.toml").write_text("max_queue = 5\nmax_slots = 9\n")
+    (tmp_path / "keys").write_text("alice:0123456789abcdef\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    arguments = ["--model", "mine", "--port", str(port), "--config", "endstop.toml", "--max-slots", "2"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "serve", *arguments, "--api-keys-file", "keys"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, tmp_path / "log", "0123456789abcdef")
+    try:
+        server.wait_ready()
+        text = server.get("/metrics").text
+        assert 'endstop_limit{model_name="mine",what="slots"} 2.0' in text
+        assert 'endstop_limit{model_name="mine",what="streams"} 7.0' in text
+        assert f"bound to 127.0.0.1:{port}" in server.log() or f"http://127.0.0.1:{port}" in server.log()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()

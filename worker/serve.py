@@ -1,0 +1,130 @@
+"""The `serve` command: every setting as an option, what is in effect and why, and then: become gunicorn."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from worker.config import Configuration, configure, option_name
+from worker.errors import SettingsError
+from worker.settings import ROOT, SECTIONS, Settings, variable_name
+
+# Only one value is possible: the variable is read because platforms set it.
+_NO_OPTIONS = {"web_concurrency"}
+_OPTIONS = [setting for setting in fields(Settings) if setting.name not in _NO_OPTIONS]
+
+
+class ServeCommand(click.Command):
+    """A command with an option for each setting, listed in the settings' own sections."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params = [_option(setting) for setting in _OPTIONS] + self.params
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a part for each section."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        section = ""
+        for param in self.get_params(ctx):
+            section = SECTIONS.get(param.name or "", section) if param.name in Settings.__slots__ else "Other"
+            if record := param.get_help_record(ctx):
+                rows.setdefault(section, []).append(record)
+        for title, records in rows.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=34)
+
+
+def given_options(values: Mapping[str, Any]) -> dict[str, str]:
+    """The settings among the options that were given."""
+    return {setting.name: values[setting.name] for setting in _OPTIONS if values.get(setting.name) is not None}
+
+
+def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
+    """Print the configuration, or replace this process by gunicorn.
+
+    Args:
+        options: Settings that the command line gives, by name.
+        is_printing: Only show what is in effect.
+
+    Raises:
+        click.ClickException: A setting is wrong.
+    """
+    try:
+        configuration = configure(os.environ, options)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from error
+    if is_printing:
+        print_config(configuration, Console(highlight=False, soft_wrap=True))
+        return
+    # The environment carries the options to gunicorn, which knows nothing of them, and to every worker it starts.
+    environ = os.environ | {
+        variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
+    }
+    environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
+    os.execve(sys.executable, command, environ)
+
+
+def print_config(configuration: Configuration, console: Console) -> None:
+    """All settings as a TOML file that would have the same effect, with where each came from. Shows no secret."""
+    section = ""
+    for setting in _OPTIONS:
+        if setting.name == "config":
+            continue  # a file names no other one
+        if (title := SECTIONS.get(setting.name, section)) != section:
+            section = title
+            console.print(Text(f"\n# {section}" if setting.name != "model" else f"# {section}", style="bold"))
+        origin = configuration.origins.get(setting.name, "")
+        value = getattr(configuration.settings, setting.name)
+        line = f"{setting.name} = {_toml(value)}"
+        if setting.metadata["is_secret"]:
+            line = f"# {setting.name} = {_outline(value)}"
+        text = Text(f"{line:<44}  # {origin or 'default'}")
+        text.stylize("green" if origin else "dim")
+        console.print(text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return json.dumps(str(value), ensure_ascii=False)  # TOML's basic strings have JSON's escapes
+
+
+def _outline(value: Any) -> str:
+    if not value:
+        return "(empty)"
+    return "(set)" if isinstance(value, str) else str(value)
+
+
+def _option(setting: "Field[Any]") -> click.Option:
+    metadata = setting.metadata
+    default = "the small model that comes along" if setting.name == "model" else str(setting.default)
+    notes = [f"default: {default}"] if default else []
+    low, high = metadata["minimum"], metadata["maximum"]
+    if low is not None and high is not None:
+        notes.append(f"{low:g} to {high:g}")
+    elif low is not None and low > 0.01:  # the smallest time says nothing
+        notes.append(f"at least {low:g}")
+    text = metadata["help"]
+    if not text.split()[0].endswith(":"):  # else it begins with a value
+        text = text[0].upper() + text[1:]
+    help = f"{text}. [{'; '.join(notes)}]" if notes else f"{text}."
+    return click.Option([option_name(setting.name), setting.name], metavar=_metavar(setting), help=help)
+
+
+def _metavar(setting: "Field[Any]") -> str:
+    choices = [choice for choice in setting.metadata["choices"] if choice]
+    if choices and not setting.metadata["pattern"]:
+        return "|".join(choices)
+    if isinstance(setting.default, int) and setting.metadata["maximum"] == 1:
+        return "0|1"
+    kind = type(setting.default)
+    names = {"config": "FILE", "model": "FOLDER|ID", "api_keys_file": "FILE", "device": "cpu|cuda|cuda:N|auto"}
+    return names.get(setting.name, {int: "N", float: "SECONDS"}.get(kind, "TEXT"))
