@@ -103,7 +103,8 @@ def limits_of(schema: Mapping[str, Any]) -> str:
     if least is not None:
         words = f"{least:g} and up" if most is None else f"{least:g} to {most:g}"
     if "exclusiveMaximum" in schema:
-        words = f"{least:g} to {schema['exclusiveMaximum'] - 1}"
+        above = schema["exclusiveMaximum"]
+        words = f"{least:g} to {above - 1}" if schema["type"] == "integer" else f"{least:g}, below {above:g}"
     if "exclusiveMinimum" in schema:
         words = f"above {schema['exclusiveMinimum']:g}" + (f", to {most:g}" if most is not None else "")
     for key, unit in (("maxLength", " characters"), ("maxItems", ""), ("maxProperties", "")):
