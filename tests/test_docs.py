@@ -11,7 +11,7 @@ import pytest
 from tests.support.apps import app_in_process
 from tests.support.documents import DOCUMENTS, anchors_of, code_of, links_of, name_of
 from worker import errors
-from worker.engine.engine import EngineState
+from worker.engine.admission import EngineState
 from worker.errors import DeadlineExceeded, GenerationFailed, NotReady, RequestError
 from worker.settings import ROOT, Settings, variable_name
 from worker.web import native_answers

@@ -1,12 +1,14 @@
 """Every block of code in the documents is run as it is printed, or says why not.
 
-A block is run by its language: `sh`, and an indented block, in bash; `python` in an interpreter; `toml`, `yaml` and `json`
-are parsed. All in a copy of the tree, with http://127.0.0.1:8000 being a real server with the embedded model. A comment
-right above a block says what else is to be done with it:
+A block is run by its language: `sh`, and an indented block, in bash; `python` in an interpreter; `toml`, `yaml` and
+`json` are parsed. All in a copy of the tree, with http://127.0.0.1:8000 being a real server with the embedded model. A
+comment right above a block says what else is to be done with it:
 
     <!-- not run: REASON -->    nothing
     <!-- output -->             it is what the block before it prints; `...` stands for anything
     <!-- continues -->          Python that goes on from the block before it
+    <!-- file: NAME -->         it is a file, for the blocks behind it
+    <!-- ready at: PATH -->     a server that says somewhere else whether it is ready
 
 What takes minutes is tried with the same command line and does less: `make` says what it would do, pytest collects,
 programs of ours show their help. A block that starts a server is started, has to become ready and is ended.
@@ -19,10 +21,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,8 @@ import yaml
 
 from tests.support.documents import DOCUMENTS, Block, blocks_of
 from tests.support.servers import Server, free_port, running_server
-from worker.settings import EMBEDDED_MODEL, ROOT, Settings
+from worker.config import read_settings
+from worker.settings import EMBEDDED_MODEL, ROOT
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
 BY_DOCUMENT = {name: [block for block in BLOCKS if block.document == name] for name in {b.document for b in BLOCKS}}
@@ -40,7 +41,7 @@ NOT_RUN: dict[str, int] = {}
 
 SHELL = ("", "sh")
 CONFIGURATION = ("toml", "yaml", "json")
-NOT_RUN_NOTE = "not run: "
+NOT_RUN_NOTE, FILE_NOTE, READY_NOTE = "not run: ", "file: ", "ready at: "
 
 URL = "http://127.0.0.1:8000"
 LIMIT_S = 120.0
@@ -73,6 +74,10 @@ def test_every_block_says_how_it_is_run() -> None:
             assert block.language == "python", block
         elif block.note == "output":
             assert block.language == "text", block
+        elif block.note.startswith(READY_NOTE):
+            assert _SERVES.search(block.text), block
+        elif block.note.startswith(FILE_NOTE):
+            assert block.language in ("python", *CONFIGURATION), block
         else:
             assert not block.note, f"{block}: what is {block.note!r}?"
             assert block.language in (*SHELL, "python", *CONFIGURATION), f"{block}: how is {block.language!r} run?"
@@ -84,10 +89,14 @@ def test_blocks_that_are_not_run_are_known() -> None:
     assert dict(found) == NOT_RUN, "\n".join(f"{block}: {note}" for block, note in notes)
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in CONFIGURATION and not b.note], ids=str)
-def test_configuration_is_what_its_reader_takes(block: Block) -> None:
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language in CONFIGURATION and not b.note.startswith(NOT_RUN_NOTE)], ids=str
+)
+def test_configuration_is_what_its_reader_takes(block: Block, tmp_path: Path) -> None:
     if block.language == "toml":
-        assert tomllib.loads(block.text).keys() <= {setting.name for setting in fields(Settings)}
+        file = tmp_path / "endstop.toml"
+        file.write_text(block.text)
+        assert read_settings({"ENDSTOP_CONFIG": str(file)}) != read_settings({})
     elif block.language == "yaml":
         assert isinstance(yaml.safe_load(block.text), dict)
     else:
@@ -101,7 +110,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A checkout after `make setup`."""
     tree = tmp_path / "endstop"
@@ -129,6 +138,8 @@ def test_what_is_printed_runs(document: str, tree: Path, server: Server) -> None
         if block.note == "output":
             expected = re.escape(text.strip()).replace(r"\.\.\.", ".*")
             assert re.search(expected, output, re.DOTALL), f"{block}: the block before it printed\n{output}"
+        elif block.note.startswith(FILE_NOTE):
+            (tree / block.note.removeprefix(FILE_NOTE)).write_text(text)
         elif block.note.startswith(NOT_RUN_NOTE) or block.language in CONFIGURATION:
             continue
         elif block.language == "python":
@@ -171,7 +182,10 @@ def start(block: Block, text: str, tree: Path) -> None:
         )
     server = Server(process, port, log)
     try:
-        server.wait_ready()
+        if block.note.startswith(READY_NOTE):
+            server.wait_ready(block.note.removeprefix(READY_NOTE))
+        else:
+            server.wait_ready()
         os.killpg(process.pid, signal.SIGINT)
         server.wait_exit()
     finally:

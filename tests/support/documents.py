@@ -1,5 +1,6 @@
 """The documents, as their readers have them: headings, links, code in the text, and blocks of code that can be run."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +11,8 @@ from markdown_it.token import Token
 
 from worker.settings import ROOT
 
-DOCUMENTS = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("*.md"),
-        ROOT / "spec" / "README.md",
-        ROOT / "models/endstop-tiny/README.md",
-    ]
-)
+_FOLDERS = (ROOT, ROOT / "docs", ROOT / "spec", ROOT / "models" / "endstop-tiny")
+DOCUMENTS = [document for folder in _FOLDERS for document in sorted(folder.glob("*.md"))]
 
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->\s*\Z", re.DOTALL)
 
@@ -85,7 +80,7 @@ def anchors_of(document: Path) -> set[str]:
     """What can stand behind `#` in a link to it, as GitHub makes it of headings."""
     anchors: set[str] = set()
     tokens = _tokens(document)
-    for heading, text in zip(tokens, tokens[1:], strict=False):
+    for heading, text in itertools.pairwise(tokens):
         if heading.type == "heading_open":
             words = "".join(child.content for child in text.children or ())
             slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
