@@ -37,7 +37,15 @@ BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
 BY_DOCUMENT = {name: [block for block in BLOCKS if block.document == name] for name in {b.document for b in BLOCKS}}
 
 # How many blocks of a document are not run. Whoever adds one says so here too.
-NOT_RUN: dict[str, int] = {}
+NOT_RUN = {
+    "CONTRIBUTING.md": 1,
+    "README.md": 1,
+    "docs/endings.md": 2,
+    "docs/metrics.md": 1,
+    "docs/own-model.md": 2,
+    "docs/tune.md": 1,
+    "spec/README.md": 1,
+}
 
 SHELL = ("", "sh")
 CONFIGURATION = ("toml", "yaml", "json")
@@ -46,6 +54,8 @@ NOT_RUN_NOTE, FILE_NOTE, READY_NOTE = "not run: ", "file: ", "ready at: "
 URL = "http://127.0.0.1:8000"
 LIMIT_S = 120.0
 _SERVES = re.compile(r"make serve|worker serve|gunicorn (-\S+ \S+ )*\S+:app")
+# Nobody's test may do this to a machine.
+_REACHES_OUT = re.compile(r"\b(sudo|apt|apt-get|pip|npm|systemctl|docker|podman|kubectl|heroku|git push)\b")
 _ONLY_SHOWS = re.compile(r"--print-config|--help")
 _PORT = re.compile(r"(?<=PORT=)\d+|(?<=--port )\d+")
 
@@ -56,6 +66,7 @@ _MAKE = f'make() {{ case "$1" in {_DRY}) command make -n "$@";; *) command make 
 _PYTHON = """#!/bin/sh
 case "$1 $2" in
   "-m pytest") exec {python} "$@" --collect-only -p no:cacheprovider ;;
+  "-m worker.engine.native") exec {python} -c "import worker.engine.native" ;;
   "-m bench"*|"-m tests.soak"|"-m tests.mutations"|"-m spec"|"-m models.training") exec {python} "$@" --help ;;
 esac
 exec {python} "$@"
@@ -80,6 +91,7 @@ def test_every_block_says_how_it_is_run() -> None:
             assert block.language in ("python", *CONFIGURATION), block
         else:
             assert not block.note, f"{block}: what is {block.note!r}?"
+            assert block.language not in SHELL or not _REACHES_OUT.search(block.text), f"{block}: mark it as not run"
             assert block.language in (*SHELL, "python", *CONFIGURATION), f"{block}: how is {block.language!r} run?"
 
 
@@ -136,8 +148,8 @@ def test_what_is_printed_runs(document: str, tree: Path, server: Server) -> None
     for block in BY_DOCUMENT[document]:
         text = block.text.replace(URL, server.url)
         if block.note == "output":
-            expected = re.escape(text.strip()).replace(r"\.\.\.", ".*")
-            assert re.search(expected, output, re.DOTALL), f"{block}: the block before it printed\n{output}"
+            expected = re.escape(" ".join(text.split())).replace(r"\.\.\.", ".*")
+            assert re.search(expected, " ".join(output.split())), f"{block}: the block before it printed\n{output}"
         elif block.note.startswith(FILE_NOTE):
             (tree / block.note.removeprefix(FILE_NOTE)).write_text(text)
         elif block.note.startswith(NOT_RUN_NOTE) or block.language in CONFIGURATION:
