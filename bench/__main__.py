@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from bench import procs, report
-from bench.load import drive
 from bench.models import MODELS, OUT, Prompts, model_folder
 from bench.servers import BY_DEFAULT, KINDS, DidNotStart, Running, running
+from worker.load import drive
 
 
 def main() -> None:

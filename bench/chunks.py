@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from bench.load import Load, drive
 from bench.models import MODELS, Prompts, model_folder
 from bench.report import percentile
 from bench.servers import KINDS, Running, running
+from worker.load import Load, drive
 from worker.settings import Settings
 
 LONG_PROMPT = 4000

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from bench import procs
-from bench.load import drive
 from bench.models import MODELS, Prompts, model_folder
 from bench.report import percentile
 from bench.servers import KINDS, running
+from worker.load import drive
 
 NUM_NEW = 64
 

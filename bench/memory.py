@@ -10,9 +10,9 @@ import random
 import sys
 
 from bench import procs
-from bench.load import drive
 from bench.models import MODELS, Prompts, model_folder
 from bench.servers import KINDS, MAX_STREAMS, running
+from worker.load import drive
 
 LOOKS = 20
 

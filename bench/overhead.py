@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from bench import procs
 from bench.inside import answers, running_engine
-from bench.load import drive
 from bench.models import MODELS, Prompts, model_folder
 from bench.servers import KINDS, MAX_CONTEXT, MAX_STREAMS, running
+from worker.load import drive
 from worker.request import SamplingParams
 from worker.settings import Settings
 

@@ -10,9 +10,9 @@ import statistics
 import sys
 from typing import Any
 
-from bench.load import drive
 from bench.models import MODELS, Prompts, model_folder
 from bench.servers import KINDS, Running, running
+from worker.load import drive
 
 FIRST_TURN_TOKENS = 1000
 NUM_NEW = 8

@@ -1,12 +1,21 @@
 """A hub id as the model: downloaded by a child, loaded, served; or refused with the reason."""
 
+import os
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.fake_hub import fake_hub
 from tests.support.random_models import save_random_model
-from tests.support.servers import WORKER_CLASSES, RawStream, assert_ended_once, running_server
+from tests.support.servers import (
+    WORKER_CLASSES,
+    RawStream,
+    Server,
+    assert_ended_once,
+    events_of,
+    running_server,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -39,3 +48,36 @@ def test_a_model_that_the_hub_does_not_have(tmp_path: Path, worker_class: str) -
             server.wait_for(lambda: "the hub has no such model" in server.log(), "the reason in the log")
             assert server.get("/ready").json()["state"] == "DEAD"
             assert server.wait_exit() == 3
+
+
+def test_whoever_watches_sees_the_bytes_of_a_download_and_of_the_weights(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path / "source")
+    (folder / "notes.txt").write_bytes(os.urandom(1_500_000))
+    with fake_hub("someone/random-llama", folder, bytes_per_s=500_000) as (endpoint, _):
+        env = {
+            "ENDSTOP_MODEL": "someone/random-llama",
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "cache"),
+            "ENDSTOP_LOG_LEVEL": "info",
+        }
+        with running_server(tmp_path, "gevent", "wsgi:app", wait=False, env=env) as server:
+            server.wait_for(lambda: _answers(server), "its first answer")
+            with RawStream(server, "GET", "/v1/loading/progress") as stream:
+                events = events_of(stream.read_all())
+    seen = [event for event in events if event != "[DONE]" and "total_bytes" in event]
+    download = [event for event in seen if event["phase"] == "download"]
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    assert {event["total_bytes"] for event in download} == {total}
+    done = [event["done_bytes"] for event in download]
+    assert done == sorted(done)
+    assert len(done) >= 3
+    fractions = [event["fraction"] for event in events if event != "[DONE]"]
+    assert fractions == sorted(fractions)
+    assert events[-2]["state"] == "READY"
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return server.get("/health").ok
+    except requests.ConnectionError:
+        return False

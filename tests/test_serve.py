@@ -1,4 +1,4 @@
-"""`python -m worker serve`: every setting is an option, the server obeys, and `--print-config` says what it would do."""
+"""`serve`: every setting is an option, the server obeys, and `--print-config` shows what is in effect."""
 
 import os
 import signal

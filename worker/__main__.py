@@ -1,9 +1,11 @@
-"""The command line: python -m worker serve | check | chat.
+"""The command line: python -m worker serve | chat | check | bench | models.
 
 Each command imports what it needs when it runs: `serve` becomes gunicorn, and whoever asks for help does not wait
 for a machine learning library.
 """
 
+import json
+import os
 import sys
 
 import click
@@ -110,18 +112,143 @@ def check(
 
 @cli.command()
 @click.argument("url", required=False)
+@click.option("--model", help="Of the server that is started here: a model folder or hub id.")
 @click.option("--system", help="What the model is told before the conversation.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of an answer; else the server decides.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 is the likeliest answer; else the server decides.")
 @click.option("--api-key", help="Sent as a bearer token.")
 def chat(
-    url: str | None, system: str | None, max_tokens: int | None, temperature: float | None, api_key: str | None
+    url: str | None,
+    model: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    api_key: str | None,
 ) -> None:
     """Talk to the model at URL; without a URL, to a server that is started for it."""
     from worker.chat import run_chat
 
+    if model is not None:
+        if url is not None:
+            raise click.UsageError("--model is for a server that is started here; leave out the URL")
+        # The server runs in another folder.
+        os.environ["ENDSTOP_MODEL"] = os.path.abspath(model) if os.path.isdir(model) else model
     is_fine = run_chat(url, system=system, max_tokens=max_tokens, temperature=temperature, api_key=api_key)
     sys.exit(0 if is_fine else 1)
+
+
+@cli.command()
+@click.argument("url", required=False)
+@click.option("--streams", type=click.IntRange(1, 4096), default=4, help="Requests that are open at any time.")
+@click.option("--requests", type=click.IntRange(min=1), help="In all.  [default: four for each stream]")
+@click.option("--prompt-words", type=click.IntRange(min=1), default=64, help="Of each prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, help="Of each answer.")
+@click.option("--fixed/--natural", default=True, help="Answers of one length (ignore_eos), or as the model ends them.")
+@click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=600.0, help="For all of them.")
+@click.option("--model", help="Named in the requests; else the first one that the server lists.")
+@click.option("--api-key", help="Sent as a bearer token.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def bench(
+    url: str | None,
+    streams: int,
+    requests: int | None,
+    prompt_words: int,
+    max_tokens: int,
+    fixed: bool,
+    limit_s: float,
+    model: str | None,
+    api_key: str | None,
+    as_json: bool,
+) -> None:
+    """Measure the server at URL; without a URL, one that is started for it.
+
+    Any server that speaks OpenAI's chat format. Tokens per second, time to the first token and per token, of so many
+    streams at once. What else runs on the machine is in the numbers: repeat it, and compare what was measured together.
+    Exits with 1 when a request failed.
+
+    \b
+      python -m worker bench --streams 16
+      python -m worker bench http://127.0.0.1:8080 --streams 16 --json
+    """
+    from worker.bench import CannotBench, Options, run_bench
+    from worker.spawn import SpawnFailed
+
+    options = Options(
+        streams=streams,
+        requests=requests or 4 * streams,
+        prompt_words=prompt_words,
+        max_tokens=max_tokens,
+        is_fixed=fixed,
+        limit_s=limit_s,
+        model=model,
+        api_key=api_key,
+    )
+    try:
+        sys.exit(0 if run_bench(url, options, as_json=as_json) else 1)
+    except (CannotBench, SpawnFailed) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@cli.group()
+def models() -> None:
+    """List, download and remove models of this machine.
+
+    They lie in the cache of the hub's client (HF_HOME moves it), which other programs share.
+    """
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def list_models(as_json: bool) -> None:
+    """Show the models that can be served without a download."""
+    from rich.console import Console
+
+    from worker.models import local_models, show_models
+
+    if as_json:
+        click.echo(json.dumps([model.as_json() for model in local_models()], indent=2))
+    else:
+        show_models(Console())
+
+
+@models.command("download")
+@click.argument("name")
+def download(name: str) -> None:
+    """Bring the model NAME (OWNER/NAME on the hub), so that `serve` starts at once.
+
+    What is there already is not brought again. A model that its owner shares by agreement needs the agreement on the
+    hub and a token in HF_TOKEN.
+    """
+    from rich.console import Console
+
+    from worker.models import CannotDo, download_model
+
+    try:
+        download_model(name, Console())
+    except CannotDo as error:
+        raise click.ClickException(str(error)) from error
+
+
+@models.command("remove")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(names: tuple[str, ...], yes: bool) -> None:
+    """Delete the models NAMES from this machine. Asks first."""
+    from rich.filesize import decimal
+
+    from worker.models import CannotDo, find_model, remove_model
+
+    try:
+        found = [find_model(name) for name in dict.fromkeys(names)]
+        for model in found:
+            click.echo(f"{model.name}: {decimal(model.num_bytes)} in {model.folder}")
+        if not yes:
+            click.confirm("Delete?", abort=True)
+        for model in found:
+            remove_model(model)
+            click.echo(f"{model.name} is deleted")
+    except CannotDo as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

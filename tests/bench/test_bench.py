@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.load import LoadFailed, Stream, drive
 from bench.report import Measurement, doubts, markdown, medians
+from worker.load import LoadFailed, Stream, drive
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
 

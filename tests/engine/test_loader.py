@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, Gemma3Config, GPT2Config, MptConfig, WhisperConfig
 from transformers.utils import logging as transformers_logging
 
 from tests.engine.test_cuda_graphs import Failing, FakeRecorder
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer, random_model, save_random_model
+from worker.config import read_settings
 from worker.engine import kernels, loader
 from worker.engine.loader import LoadedModel, LoadingProgress, _choose_device, load
 from worker.engine.model_runner import FallbackRunner, PackedRunner, check_last_position, new_runner
@@ -480,3 +482,19 @@ def test_where_triton_fails_torch_computes_and_the_log_says_so(
     model, _ = load_from(saved)
     assert isinstance(model.runner, PackedRunner)
     assert model.description.endswith("without Triton's kernels (RuntimeError: Failed to find C compiler)")
+
+
+def test_the_weights_are_reported_in_bytes(tmp_path: Path) -> None:
+    folder = save_random_model(tmp_path)
+    reported: list[LoadingProgress] = []
+    load(read_settings({"ENDSTOP_MODEL": str(folder)}), reported.append)
+    weights = [progress for progress in reported if progress.total_bytes is not None]
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 - it is no dict
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert {progress.total_bytes for progress in weights} == {total}
+    done = [progress.done_bytes for progress in weights]
+    assert done == sorted(done, key=lambda n: n or 0)
+    assert (done[-1], len(done)) == (total, len(tensors))
+    fractions = [progress.fraction for progress in reported]
+    assert fractions == sorted(fractions)

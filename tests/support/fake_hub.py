@@ -1,20 +1,31 @@
 """A model hub on this machine: one repository, made of a folder's files, as far as the hub's client asks."""
 
+import contextlib
 import hashlib
 import json
+import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+CHUNK_BYTES = 65536
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def fake_hub(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve `folder` as `repository`. Yields the endpoint and the paths that were asked for."""
+def fake_hub(
+    repository: str, folder: Path, *, bytes_per_s: float = math.inf, is_gated: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve `folder` as `repository`. Yields the endpoint and the paths that were asked for.
+
+    Args:
+        bytes_per_s: How fast files come.
+        is_gated: Files are only for those with a token.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -22,6 +33,9 @@ def fake_hub(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             path = self.path.partition("?")[0]
             asked.append(path)
             names = sorted(file.name for file in folder.iterdir())
+            if is_gated and "/resolve/" in path and not self.headers.get("Authorization"):
+                self._answer(401, b"", {"X-Error-Code": "GatedRepo"})
+                return
             if path.startswith(f"/api/models/{repository}/tree/"):
                 self._answer_json([self._entry(name) for name in names])
             elif path in (f"/api/models/{repository}", f"/api/models/{repository}/revision/main"):
@@ -47,8 +61,12 @@ def fake_hub(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             for name, value in {**headers, "Content-Length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+            if self.command == "HEAD":
+                return
+            with contextlib.suppress(ConnectionError):  # a client may be killed
+                for begin in range(0, len(data), CHUNK_BYTES):
+                    self.wfile.write(data[begin : begin + CHUNK_BYTES])
+                    time.sleep(CHUNK_BYTES / bytes_per_s)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

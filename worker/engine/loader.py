@@ -5,9 +5,9 @@ imports torch and transformers (seconds): the server does it before gevent patch
 libraries make while being imported are real ones.
 """
 
+import json
 import logging
 import os
-import re
 
 # The loader of transformers reads tensors in a pool of threads. Under gevent those are greenlets of a hub that only
 # this thread would have; one after the other is as fast for a local file.
@@ -21,7 +21,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the fork warning; one prompt is encoded at a time anyway
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from worker.engine import kernels, native
 from worker.engine.cuda_graphs import CudaRecorder
-from worker.engine.download import download
+from worker.engine.download import HUB_ID, Found, download
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.linear import NotExact, check_widths, quantize, use_kernels
 from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
@@ -49,10 +49,19 @@ _SMALL_MODEL_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class LoadingProgress:
-    """How far loading is. `fraction` runs from 0 to 1 over all phases."""
+    """How far loading is.
+
+    Attributes:
+        phase: What is being done.
+        fraction: From 0 to 1, over all phases.
+        done_bytes: Of this phase, if it is one of bytes.
+        total_bytes: The same, in all.
+    """
 
     phase: str
     fraction: float
+    done_bytes: int | None = None
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,9 @@ class LoadedModel:
 
 Report = Callable[[LoadingProgress], None]
 
-# `owner/name`, or a bare name of the hub's first years (`gpt2`).
-_HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
-
 # Where each phase begins, by its usual share of the time.
 _PHASES = {"configuration": 0.0, "tokenizer": 0.05, "weights": 0.2, "check": 0.8}
+_DOWNLOAD_SHARE = 0.8  # of all, where there is one
 
 
 def load(settings: Settings, report: Report) -> LoadedModel:
@@ -97,7 +104,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
     if device != "cpu":
         torch.cuda.set_device(device)  # of this thread, which computes: Triton launches on the current one
     report(LoadingProgress("download", 0.0))
-    source = _find(settings)
+    found, report = _find(settings, report)
+    source = found.folder
     try:
         report(LoadingProgress("configuration", _PHASES["configuration"]))
         config = AutoConfig.from_pretrained(source)
@@ -159,6 +167,8 @@ def load(settings: Settings, report: Report) -> LoadedModel:
         description += "; python -m worker.engine.native builds them"
     if device != "cpu" and not kernels.has_triton(torch.device(device)):
         description += f"; attention by torch, without Triton's kernels ({one_line(kernels.why_no_triton())})"
+    if found.why_cached:
+        description += f"; as it lies in the cache, for the hub could not be asked: {found.why_cached}"
     return LoadedModel(
         runner,
         tokenizer,
@@ -236,16 +246,28 @@ def _what_is_missed(settings: Settings) -> str:
     return ", ".join(["batching", *prefixes, *guesses])
 
 
-def _find(settings: Settings) -> str:
-    """The folder of the model, downloaded if need be. A name that looks like a folder has to be one."""
+def _find(settings: Settings, report: Report) -> tuple[Found, Report]:
+    """The model, downloaded if need be. A name that looks like a folder has to be one.
+
+    Returns:
+        Where it is, and how to report what comes behind the download.
+    """
     name = settings.model
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ModelLoadError(f"model folder {name!r} has no config.json")
-        return name
-    if not _HUB_ID.fullmatch(name):
+        return Found(name), report
+    if not HUB_ID.fullmatch(name):
         raise ModelLoadError(f"model folder {name!r} does not exist; set ENDSTOP_MODEL to a model folder or a hub id")
-    return download(name, settings.load_timeout_s)
+    start = 0.0
+
+    def report_download(done: int, total: int) -> None:
+        nonlocal start
+        start = _DOWNLOAD_SHARE
+        report(LoadingProgress("download", start * done / total, done, total))
+
+    found = download(name, settings.load_timeout_s, report_download)
+    return found, lambda progress: report(replace(progress, fraction=start + (1 - start) * progress.fraction))
 
 
 def _choose_device(wanted: str) -> str:
@@ -267,12 +289,14 @@ def _choose_device(wanted: str) -> str:
 def _load_weights(source: str, settings: Settings, device: str, report: Report) -> Any:
     start, stop = _PHASES["weights"], _PHASES["check"]
 
-    def report_share(share: float) -> None:
-        report(LoadingProgress("weights", start + share * (stop - start)))
+    sizes = _tensor_bytes(Path(source))
+
+    def report_share(share: float, done: int | None, total: int | None) -> None:
+        report(LoadingProgress("weights", start + share * (stop - start), done, total))
 
     # Instead of its bars, which lock and print: this thread may do neither.
     previous_hook = transformers_logging.set_tqdm_hook(
-        lambda factory, args, kwargs: _ProgressBar(args[0] if args else kwargs.get("iterable"), report_share)
+        lambda factory, args, kwargs: _ProgressBar(args[0] if args else kwargs.get("iterable"), sizes, report_share)
     )
     try:
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -291,17 +315,50 @@ def _load_weights(source: str, settings: Settings, device: str, report: Report) 
     return model.to(device).eval()
 
 
-class _ProgressBar:
-    """What transformers uses of a tqdm bar, reporting the share that is done."""
+def _tensor_bytes(folder: Path) -> dict[str, int]:
+    """Sizes of the tensors of a checkpoint in safetensors, by name; empty for other formats.
 
-    def __init__(self, iterable: Iterable[Any] | None, report_share: Callable[[float], None]) -> None:
+    Source: https://huggingface.co/docs/safetensors/index#format
+    """
+    sizes = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                sizes[name] = end - begin
+    return sizes
+
+
+class _ProgressBar:
+    """What transformers uses of a tqdm bar, reporting what is done.
+
+    Args:
+        iterable: Names of weights, each with where it comes from; in older formats anything.
+        sizes: Of the tensors in the checkpoint, in bytes.
+        report_share: Called with the share, the bytes and all bytes.
+    """
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] | None,
+        sizes: dict[str, int],
+        report_share: Callable[[float, int | None, int | None], None],
+    ) -> None:
         self._items = list(iterable or ())
+        self._num_bytes = [sum(sizes.get(name, 0) for name in _source_names(item)) for item in self._items]
         self._report_share = report_share
 
     def __iter__(self) -> Iterator[Any]:
+        done, total = 0, sum(self._num_bytes)
         for i, item in enumerate(self._items):
             yield item
-            self._report_share((i + 1) / len(self._items))
+            done += self._num_bytes[i]
+            if total:
+                self._report_share(done / total, done, total)
+            else:
+                self._report_share((i + 1) / len(self._items), None, None)
 
     def __enter__(self) -> "_ProgressBar":
         return self
@@ -311,6 +368,12 @@ class _ProgressBar:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None  # set_postfix, update, close, refresh: nothing to show
+
+
+def _source_names(item: Any) -> set[str]:
+    """The tensors that a weight of transformers' loading plan is made of."""
+    mapping = item[1] if isinstance(item, tuple) and len(item) == 2 else None
+    return {name for names in getattr(mapping, "layer_targets", {}).values() for name in names}
 
 
 def _eos_ids(model: Any, tokenizer: Tokenizer) -> frozenset[int]:

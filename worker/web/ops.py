@@ -55,6 +55,8 @@ class Loading(TypedDict):
     state: Literal["LOADING", "READY", "DRAINING", "DEAD"]
     phase: NotRequired[str]
     fraction: NotRequired[Annotated[float, Field(description="From 0 to 1 over all phases.")]]
+    done_bytes: NotRequired[Annotated[int, Field(description="Of this phase, if it is one of bytes.")]]
+    total_bytes: NotRequired[Annotated[int, Field(description="The same, in all.")]]
     reason: NotRequired[Annotated[str, Field(description="Why there is no model.")]]
 
 
@@ -110,7 +112,10 @@ def _progress(engine: Engine, keep_alive_s: float) -> Iterator[bytes]:
         now = time.monotonic()
         if engine.progress is not shown and engine.progress is not None:
             shown, shown_at = engine.progress, now
-            yield encode_data({"state": "LOADING", "phase": shown.phase, "fraction": round(shown.fraction, 3)})
+            how = {"state": "LOADING", "phase": shown.phase, "fraction": round(shown.fraction, 3)}
+            if shown.total_bytes is not None:
+                how |= {"done_bytes": shown.done_bytes, "total_bytes": shown.total_bytes}
+            yield encode_data(how)
         elif now - shown_at >= keep_alive_s:
             shown_at = now
             yield PING
