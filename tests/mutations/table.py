@@ -12,6 +12,7 @@ from tests.mutations import (
     process,
     steps,
     structure,
+    terminal,
     tools,
     wakeups,
     web,
@@ -33,6 +34,7 @@ MUTATIONS: list[Mutation] = [
     *access.MUTATIONS,
     *page.MUTATIONS,
     *clients.MUTATIONS,
+    *terminal.MUTATIONS,
     *process.MUTATIONS,
     *observe.MUTATIONS,
 ]

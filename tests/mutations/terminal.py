@@ -1,0 +1,104 @@
+"""Guards of the command line: where settings stand, how a model comes, what is measured."""
+
+from tests.mutations.mutation import Mutation, taking_from
+
+config = taking_from("worker/config.py", "tests/test_config.py")
+serve = taking_from("worker/serve.py", "tests/test_serve.py")
+download = taking_from("worker/engine/download.py", "tests/test_models.py")
+models = taking_from("worker/models.py", "tests/test_models.py")
+bench = taking_from("worker/bench.py", "tests/test_bench_command.py")
+load = taking_from("worker/load.py", "tests/test_bench_command.py")
+
+MUTATIONS: list[Mutation] = [
+    config(
+        "a file comes behind what was set elsewhere",
+        'given = _of_file(given["config"], problems) | given',
+        'given = given | _of_file(given["config"], problems)',
+        "test_an_option_wins_over_a_variable_and_that_over_a_file",
+    ),
+    config(
+        "a line that is no setting is refused",
+        'problems.append(f"{place} is not a setting{did_you_mean(name.lower(), _FIELDS)}")',
+        "pass",
+        "test_what_a_file_may_not_say_is_named_with_its_place",
+    ),
+    config(
+        "a table of settings is refused",
+        "        if isinstance(value, dict):\n            problems.append(",
+        "        if isinstance(value, dict):\n            str(",
+        "test_what_a_file_may_not_say_is_named_with_its_place",
+    ),
+    config(
+        "a number is no text and a text no number",
+        "if isinstance(value, bool) or not isinstance(value, kinds):",
+        "if isinstance(value, bool):",
+        "test_what_a_file_may_not_say_is_named_with_its_place",
+    ),
+    config(
+        "only the variable of a platform opens the server",
+        'given["port"].origin == variable_name(_FIELDS["port"])',
+        "True",
+        "test_only_a_platforms_port_opens_a_server_with_keys",
+    ),
+    serve(
+        "an option for the port does not open the server",
+        '    environ["ENDSTOP_HOST"] = configuration.settings.host',
+        "    _ = configuration.settings.host",
+        "test_the_server_has_what_options_variables_and_the_file_say",
+    ),
+    serve(
+        "the configuration that is printed has no secret",
+        '        if setting.metadata["is_secret"]:\n',
+        "        if False:\n",
+        "test_print_config_shows_no_secret",
+    ),
+    download(
+        "a model that is there is served when the hub is away",
+        "    if cached:\n        return Found(cached, reason)\n",
+        "",
+        "test_what_is_there_is_served_without_the_hub",
+    ),
+    download(
+        "weights in formats that are never brought do not make a model incomplete",
+        "for unwanted in (None, _OTHER_WEIGHTS):",
+        "for unwanted in (None,):",
+        "test_what_is_there_is_served_without_the_hub",
+    ),
+    download(
+        "what broken-off downloads have left is removed",
+        "                leftover.unlink()\n",
+        "                pass\n",
+        "test_leftovers_of_broken_off_downloads_do_not_pile_up",
+    ),
+    download(
+        "a file that somebody writes is left alone",
+        "if time.time() - leftover.stat().st_mtime > LEFTOVER_S:",
+        "if True:",
+        "test_leftovers_of_broken_off_downloads_do_not_pile_up",
+    ),
+    download(
+        "a model that the disk has no room for is not begun",
+        "    if num_bytes > free:\n",
+        "    if False:\n",
+        "test_a_model_that_the_disk_has_no_room_for",
+    ),
+    models(
+        "a name that is a path removes nothing",
+        '    if not HUB_ID.fullmatch(name):\n        raise CannotDo(f"{name!r} is no name',
+        '    if False:\n        raise CannotDo(f"{name!r} is no name',
+        "test_what_cannot_be_removed_is_named_with_the_nearest_and_nothing_goes",
+    ),
+    bench(
+        "what failed is not measured",
+        "whole = [stream for stream in streams if not stream.failure and stream.text_at]",
+        "whole = streams",
+        "test_what_failed_is_counted_by_its_reason_and_not_measured",
+        "test_what_does_not_end_in_time_has_failed",
+    ),
+    load(
+        "no more are open than were asked for",
+        "for _ in range(concurrency):",
+        "for _ in bodies:",
+        "test_it_keeps_so_many_open_and_counts_what_came",
+    ),
+]
