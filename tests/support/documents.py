@@ -1,5 +1,6 @@
 """The documents, as their readers have them: headings, links, code in the text, and blocks of code that can be run."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ class Block:
         return f"{self.document}:{self.line}"
 
 
+@functools.cache
 def _tokens(document: Path) -> list[Token]:
     return MarkdownIt().enable("table").parse(document.read_text())
 
@@ -76,6 +78,7 @@ def links_of(document: Path) -> list[str]:
     return [str(link) for link in links if link]
 
 
+@functools.cache
 def anchors_of(document: Path) -> set[str]:
     """What can stand behind `#` in a link to it, as GitHub makes it of headings."""
     anchors: set[str] = set()
