@@ -14,15 +14,35 @@ from worker.serve import ServeCommand, given_options
 from worker.serve import serve as become_server
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100})
+class InOrder(click.Group):
+    """A group that lists its commands in the order in which a person meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, as they were defined."""
+        return list(self.commands)
+
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+
+
+@click.group(cls=InOrder, context_settings=SETTINGS)
 def cli() -> None:
-    """Endstop: a streaming LLM worker whose streams always end."""
+    """Endstop: a streaming LLM worker whose streams always end.
+
+    \b
+      python -m worker serve                  the small model that comes along, on http://127.0.0.1:8000
+      python -m worker serve --model ID       one of yours: a folder, or OWNER/NAME on the hub
+      python -m worker chat URL               talk to it
+      python -m worker COMMAND --help         what a command can do
+    """
 
 
 @cli.command(cls=ServeCommand)
 @click.option("--print-config", is_flag=True, help="Print every setting and where it was set, and stop.")
 def serve(print_config: bool, **values: str | None) -> None:
-    """Serve a model: its own job API, OpenAI's and Anthropic's, a chat page at /, metrics at /metrics.
+    """Serve a model over HTTP.
+
+    In its own job API, in OpenAI's and in Anthropic's; with a chat page at / and metrics at /metrics.
 
     Every option is also an environment variable (--max-slots is ENDSTOP_MAX_SLOTS, --port is PORT) and a line in the
     TOML file that --config names (max_slots = 16). An option wins over a variable, and that over the file.
@@ -32,6 +52,36 @@ def serve(print_config: bool, **values: str | None) -> None:
       python -m worker serve --config endstop.toml --print-config
     """
     become_server(given_options(values), is_printing=print_config)
+
+
+@cli.command()
+@click.argument("url", required=False)
+@click.option("--model", help="Of the server that is started here: a model folder or hub id.")
+@click.option("--system", help="What the model is told before the conversation.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of an answer; else the server decides.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is the likeliest answer; else the server decides.")
+@click.option("--api-key", help="Sent as a bearer token.")
+def chat(
+    url: str | None,
+    model: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    api_key: str | None,
+) -> None:
+    """Talk to a model in the terminal.
+
+    To that of the server at URL; without a URL, to one that is started for it.
+    """
+    from worker.chat import run_chat
+
+    if model is not None:
+        if url is not None:
+            raise click.UsageError("--model is for a server that is started here; leave out the URL")
+        # The server runs in another folder.
+        os.environ["ENDSTOP_MODEL"] = os.path.abspath(model) if os.path.isdir(model) else model
+    is_fine = run_chat(url, system=system, max_tokens=max_tokens, temperature=temperature, api_key=api_key)
+    sys.exit(0 if is_fine else 1)
 
 
 @cli.command()
@@ -77,10 +127,11 @@ def check(
     as_json: bool,
     is_list: bool,
 ) -> None:
-    """Hold the server at URL against the stream contract; without a URL, one that is started for it.
+    """Hold a server against the stream contract.
 
-    The server may be ours or another's, in the native or in OpenAI's wire format. Exits with 0 when every check has
-    passed or was skipped with a reason, with 1 when one has failed, with 2 when the command is wrong.
+    The one at URL; without a URL, one that is started for it. The server may be ours or another's, in the native or
+    in OpenAI's wire format. Exits with 0 when every check has passed or was skipped with a reason, with 1 when one
+    has failed, with 2 when the command is wrong.
     """
     from worker.check import Options, run_check, show_list
     from worker.checks.asking import Limits
@@ -112,33 +163,6 @@ def check(
 
 @cli.command()
 @click.argument("url", required=False)
-@click.option("--model", help="Of the server that is started here: a model folder or hub id.")
-@click.option("--system", help="What the model is told before the conversation.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of an answer; else the server decides.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is the likeliest answer; else the server decides.")
-@click.option("--api-key", help="Sent as a bearer token.")
-def chat(
-    url: str | None,
-    model: str | None,
-    system: str | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    api_key: str | None,
-) -> None:
-    """Talk to the model at URL; without a URL, to a server that is started for it."""
-    from worker.chat import run_chat
-
-    if model is not None:
-        if url is not None:
-            raise click.UsageError("--model is for a server that is started here; leave out the URL")
-        # The server runs in another folder.
-        os.environ["ENDSTOP_MODEL"] = os.path.abspath(model) if os.path.isdir(model) else model
-    is_fine = run_chat(url, system=system, max_tokens=max_tokens, temperature=temperature, api_key=api_key)
-    sys.exit(0 if is_fine else 1)
-
-
-@cli.command()
-@click.argument("url", required=False)
 @click.option("--streams", type=click.IntRange(1, 4096), default=4, help="Requests that are open at any time.")
 @click.option("--requests", type=click.IntRange(min=1), help="In all.  [default: four for each stream]")
 @click.option("--prompt-words", type=click.IntRange(min=1), default=64, help="Of each prompt.")
@@ -160,11 +184,11 @@ def bench(
     api_key: str | None,
     as_json: bool,
 ) -> None:
-    """Measure the server at URL; without a URL, one that is started for it.
+    """Measure how fast a server streams.
 
-    Any server that speaks OpenAI's chat format. Tokens per second, time to the first token and per token, of so many
-    streams at once. What else runs on the machine is in the numbers: repeat it, and compare what was measured together.
-    Exits with 1 when a request failed.
+    The one at URL, if it speaks OpenAI's chat format; without a URL, one that is started for it. Tokens per second,
+    time to the first token and per token, of so many streams at once. What else runs on the machine is in the
+    numbers: repeat it, and compare what was measured together. Exits with 1 when a request failed.
 
     \b
       python -m worker bench --streams 16
@@ -214,8 +238,9 @@ def list_models(as_json: bool) -> None:
 @models.command("download")
 @click.argument("name")
 def download(name: str) -> None:
-    """Bring the model NAME (OWNER/NAME on the hub), so that `serve` starts at once.
+    """Bring a model from the hub.
 
+    NAME is OWNER/NAME there; `serve` then starts without a download.
     What is there already is not brought again. A model that its owner shares by agreement needs the agreement on the
     hub and a token in HF_TOKEN.
     """
@@ -233,7 +258,7 @@ def download(name: str) -> None:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def remove(names: tuple[str, ...], yes: bool) -> None:
-    """Delete the models NAMES from this machine. Asks first."""
+    """Delete models from this machine. Asks first."""
     from rich.filesize import decimal
 
     from worker.models import CannotDo, find_model, remove_model
