@@ -96,6 +96,11 @@ class Job:
             self._num_readers += 1
         return JobReader(self, self._receiver, waiter or self._wakeup.new_waiter(), after + 1)
 
+    def seen(self, after: int) -> list[Event]:
+        """The events up to number `after`, which a client that comes back has had."""
+        with self._lock:
+            return self._journal[: after + 1]
+
     def keep(self, note: object, num_bytes: int) -> None:
         """Remember `note`, of about so many bytes, for as long as the job is known. The first one stays."""
         with self._lock:

@@ -1,16 +1,16 @@
 """The openai package from npm, in Node."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import ANSWER, MODEL, QUESTION
+from tests.support.npm import installed, needs_npm
 from tests.support.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node and npm")]
+pytestmark = [pytest.mark.slow, needs_npm]
 
 HERE = Path(__file__).parent / "node"
 
@@ -18,12 +18,7 @@ HERE = Path(__file__).parent / "node"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The script beside the package, as the lock file has it."""
-    copy = tmp_path_factory.mktemp("node") / "node"
-    shutil.copytree(HERE, copy)
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-    return copy
+    return installed(HERE, tmp_path_factory.mktemp("node"))
 
 
 @pytest.mark.timeout(360)

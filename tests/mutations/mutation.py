@@ -35,13 +35,15 @@ class Mutation:
         """The file's text without the guard.
 
         Raises:
-            Stale: The text to replace is not there exactly once, or what comes out is no Python.
+            Stale: The text to replace is not there exactly once, or what comes out of Python is none.
         """
         source = (root / self.file).read_text()
         count = source.count(self.old)
         if count != 1:
             raise Stale(f"{self.guard!r}: its text occurs {count} times in {self.file}, and must once")
         mutated = source.replace(self.old, self.new)
+        if not self.file.endswith(".py"):
+            return mutated
         try:
             compile(mutated, self.file, "exec")
         except SyntaxError as error:
@@ -49,7 +51,9 @@ class Mutation:
         return mutated
 
     def place(self, root: Path) -> str:
-        """The function that holds the first line that changes; empty outside of functions and classes."""
+        """The function that holds the first line that changes; empty outside of them and of Python."""
+        if not self.file.endswith(".py"):
+            return ""
         source = (root / self.file).read_text()
         line = source[: source.index(self.old)].count("\n") + 1 + _num_equal_lines(self.old, self.new)
         return ".".join(_names_around(ast.parse(source), line))

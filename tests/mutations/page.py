@@ -1,10 +1,29 @@
-"""Guards of the web page and of its operations view."""
+"""Guards of the web page, of its operations view, and of what a native stream says for it."""
 
-from tests.mutations.mutation import Mutation, taking_from
+from tests.mutations.mutation import Mutation, Taking, taking_from
 
 page = taking_from("worker/web/page.py", "tests/web/test_page.py")
 operations = taking_from("worker/web/operations.py", "tests/web/test_operations.py")
+native = taking_from("worker/web/native.py", "tests/web/test_tools.py")
 history = taking_from("worker/observe/history.py", "tests/observe/test_history.py")
+
+
+PAGE = "tests/web/test_page.py::"
+CHAT = PAGE + "TestChat::"
+REFUSED = PAGE + "TestRefused::"
+NETWORK = PAGE + "TestBadNetwork::"
+PARTS = PAGE + "TestParts::"
+HOSTILE = PAGE + "TestHostile::"
+MARKDOWN = PAGE + "TestMarkdown::"
+
+
+def script(name: str) -> Taking:
+    """Makes the mutations of one of the page's modules."""
+    return taking_from(f"worker/web/static/page/{name}.js", "tests/web/test_page.py")
+
+
+answering, api, chat, conversation = script("answering"), script("api"), script("chat"), script("conversation")
+markdown, stream, turn = script("markdown"), script("stream"), script("turn")
 
 MUTATIONS: list[Mutation] = [
     page(
@@ -18,6 +37,169 @@ MUTATIONS: list[Mutation] = [
         '    "Cache-Control": "no-cache",\n',
         '    "Cache-Control": "max-age=3600",\n',
         "test_each_file_says_what_it_is_and_what_it_may_do",
+    ),
+    page(
+        "the page runs what this server sends and nothing else",
+        "script-src 'self'",
+        "script-src 'self' 'unsafe-inline'",
+        HOSTILE + "test_what_got_in_all_the_same_could_do_nothing",
+    ),
+    native(
+        "who comes back to an answer with reasoning or calls is told of the same ones",
+        "        for event in seen:\n",
+        "        for event in seen[:0]:\n",
+        "test_native_streams_say_what_is_no_text",
+    ),
+    native(
+        "what has become decidable by the end is told",
+        'parts, text = self._parser.flush(), ""',
+        'parts, text = [], ""',
+        "test_native_streams_say_nothing_more_of_text",
+    ),
+    stream(
+        "who comes back says which event was the last",
+        'headers: lastId >= 0 ? { "Last-Event-ID": String(lastId) } : {},',
+        "headers: {},",
+        NETWORK + "test_a_stream_goes_on_where_it_was_cut",
+    ),
+    stream(
+        "an event that comes twice is passed over",
+        "        if (id <= lastId) continue;\n",
+        "",
+        NETWORK + "test_nothing_comes_twice_where_a_header_is_lost",
+    ),
+    stream(
+        "a connection without a sign of life is replaced",
+        "timer = setTimeout(() => silence.abort(), SILENCE_MS);",
+        "timer = null;",
+        NETWORK + "test_a_connection_that_is_silent_is_replaced",
+    ),
+    stream(
+        "a stream that is refused for good is not asked for again",
+        " || (error instanceof Refused && !error.isPassing)) throw",
+        ") throw",
+        NETWORK + "test_an_answer_that_nobody_knows_any_more_is_said_to_be_lost",
+    ),
+    stream(
+        "a stream that is refused for a moment is asked for again",
+        "!error.isPassing",
+        "error",
+        NETWORK + "test_a_server_that_is_busy_for_a_moment_is_asked_again",
+    ),
+    answering(
+        "what has been read is not asked for after a reload",
+        "      answer.lastId = id;\n",
+        "",
+        CHAT + "test_the_conversation_outlives_a_reload_and_not_being_cleared",
+    ),
+    answering(
+        "Stop cancels on the server",
+        "    if (this.answer.jobId) this.#cancel();\n  }",
+        "  }",
+        CHAT + "test_stop_cancels_on_the_server",
+    ),
+    answering(
+        "a Stop that was lost is sent again",
+        "else if (this.#isStopAsked) this.#cancel(); //",
+        "else if (this.#isStopAsked) {} //",
+        NETWORK + "test_stop_reaches_the_server_once_it_can_be_reached",
+        CHAT + "test_stop_before_there_is_a_job_ends_it_when_there_is_one",
+    ),
+    answering(
+        "a request without an answer is sent so often and no more",
+        "tries === TRIES || ",
+        "",
+        NETWORK + "test_a_request_that_gets_no_answer_is_sent_four_times",
+    ),
+    answering(
+        "an answer that nobody wants any more is cancelled",
+        "cancelJob(this.answer.jobId).catch(() => {});\n    this.#leaving",
+        "{}\n    this.#leaving",
+        CHAT + "test_clearing_ends_the_work",
+    ),
+    api(
+        "a request that is sent again makes no second job",
+        'headers: { "Idempotency-Key": name }, ',
+        "",
+        NETWORK + "test_an_answer_to_the_first_request_that_is_lost_makes_no_second_job",
+    ),
+    api(
+        "the key is kept until the tab is closed",
+        "(value ? sessionStorage.setItem(KEY, value)",
+        "(value ? (localStorage.setItem(KEY, value), sessionStorage.setItem(KEY, value))",
+        REFUSED + "test_a_key_is_asked_for_and_kept_in_the_tab_only",
+    ),
+    chat(
+        "one answer runs at a time",
+        "if (this.#running || !question",
+        "if (!question",
+        CHAT + "test_one_answer_runs_at_a_time",
+    ),
+    chat(
+        "a question that is asked in another way ends the answer to the first",
+        "    this.#running?.leave();\n    const turns",
+        "    const turns",
+        CHAT + "test_one_answer_runs_at_a_time",
+    ),
+    chat(
+        "who has scrolled up is left there",
+        "if (isForced || this.#isFollowing) log",
+        "log",
+        CHAT + "test_who_has_scrolled_up_is_left_there",
+    ),
+    chat(
+        "what is no setting is not sent",
+        "!question || !areOptionsValid()) return;",
+        "!question) return;",
+        CHAT + "test_a_bad_setting_is_not_sent",
+    ),
+    conversation(
+        "a call without a result is not told to the model",
+        "if (isCalling) found",
+        "if (answer.calls.length && !isLast) found",
+        PARTS + "test_a_call_without_a_result_is_not_told_to_the_model",
+    ),
+    conversation(
+        "a question without an answer is not told to the model",
+        "else if (answer.text || isCalling || isLast) found",
+        "else found",
+        CHAT + "test_a_question_without_an_answer_is_not_told_to_the_model",
+    ),
+    conversation(
+        "a conversation that is broken is left out",
+        " && turns.every(isWhole) ? turns",
+        " ? turns",
+        CHAT + "test_a_kept_conversation_that_is_broken_is_left_out",
+    ),
+    markdown(
+        "a link goes to the web or to a mailbox",
+        "  if (!/^(https?:\\/\\/|mailto:)/i.test(address)) return text ? shown : address;\n",
+        "",
+        HOSTILE + "test_no_text_becomes_anything_but_text",
+    ),
+    markdown(
+        "code is text",
+        'make("code", {}, code))',
+        'Object.assign(make("code"), { ["inner" + "HTML"]: code }))',
+        HOSTILE + "test_no_text_becomes_anything_but_text",
+    ),
+    markdown(
+        "what stands before the last block of a text that grows is left in place",
+        "while (same < found.length && ",
+        "while (same < 0 && ",
+        MARKDOWN + "test_a_text_that_grows_is_shown_as_the_whole_would_be",
+    ),
+    turn(
+        "a screen reader reads an answer when it is whole",
+        '    this.answer.setAttribute("aria-busy", isRunning);\n',
+        "",
+        CHAT + "test_an_answer_streams",
+    ),
+    turn(
+        "a call that was cut is said to be",
+        'call.isWhole || isRunning ? "" : " (not complete)"',
+        '""',
+        PARTS + "test_a_call_that_was_cut_is_said_to_be",
     ),
     operations(
         "a job of somebody else is not named",

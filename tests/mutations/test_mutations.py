@@ -10,6 +10,7 @@ from tests.mutations.mutation import Mutation, Stale
 from tests.mutations.report import BEGIN, END, known_rows, merged_table, table_of, write_between_markers
 from tests.mutations.runner import ROOT, Verdict, _first_red
 from tests.mutations.table import MUTATIONS
+from tests.support.browser import check_script
 
 LOST = Mutation("a guard", "some.py", "        if is_bad:\n            raise Bad\n", "", ("tests/test_x.py::test_bad",))
 SOURCE = "class One:\n    def two(self) -> None:\n        if is_bad:\n            raise Bad\n        go_on()\n"
@@ -24,17 +25,26 @@ def test_each_guard_is_where_the_table_says_and_its_tests_exist(mutation: Mutati
         assert name.partition("[")[0] in names_in(file), f"{test} does not exist"
 
 
+@pytest.mark.parametrize(
+    "mutation", [one for one in MUTATIONS if one.file.endswith(".js")], ids=lambda mutation: mutation.guard
+)
+def test_a_script_is_one_without_its_guard_too(mutation: Mutation, tmp_path: Path) -> None:
+    check_script(mutation.mutate(ROOT), tmp_path)
+
+
 def test_no_guard_has_the_name_of_another() -> None:
     assert len({mutation.guard for mutation in MUTATIONS}) == len(MUTATIONS)
 
 
 @functools.cache
 def names_in(file: str) -> set[str]:
-    """Names at the top of a file that can be tests: functions, and classes by any way of making them."""
+    """Names in a file that can be tests: functions, classes by any way of making them, and functions in these."""
     names = set()
     for node in ast.parse((ROOT / file).read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     return names

@@ -6,6 +6,7 @@ from torch import Tensor
 from tests.support.random_models import VOCAB_SIZE
 from tests.support.strikes import Strikes
 from worker.engine.loader import LoadedModel
+from worker.engine.model_runner import ModelRunner
 from worker.engine.scheduler import Row
 from worker.streams.native import native_sleep, new_lock
 
@@ -13,7 +14,11 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class GatedRunner:
-    """Every row's next token is the next letter of the alphabet, when the gate lets the step through."""
+    """Every row's next token is the next letter of the alphabet, when the gate lets the step through.
+
+    Attributes:
+        speaker: What says it instead.
+    """
 
     is_packed = True
 
@@ -28,6 +33,7 @@ class GatedRunner:
         self.is_at_gate = False  # a step is under way, and waits to be let through
         self.fault: BaseException | None = None
         self.strikes: Strikes | None = None
+        self.speaker: ModelRunner | None = None
 
     def adopt(self, model: LoadedModel) -> LoadedModel:
         """Learn the ids of the letters from the model's tokenizer."""
@@ -70,6 +76,8 @@ class GatedRunner:
             raise fault
         if self.strikes is not None:
             self.strikes.before_step(rows)
+        if self.speaker is not None:
+            return self.speaker.forward(rows)
         sampled = [row for row in rows if row.is_sampled]
         logits = torch.zeros(len(sampled), VOCAB_SIZE)
         for i, row in enumerate(sampled):

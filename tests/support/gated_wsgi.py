@@ -2,19 +2,23 @@
 
 Everything is the product's own but the model's arithmetic. Control routes: `POST /gate/<n>` allows n more steps,
 `/gate/open` all, `/gate/close` none, `/gate/pace/<ms>` one every so often; `POST /fault/<name>` makes the next step
-raise, `POST /strike/<name>` strikes one request (tests/support/strikes.py); `GET /gate` counts.
+raise, `POST /strike/<name>` strikes one request (tests/support/strikes.py); `GET /gate` counts. With `GATED_TEMPLATE`,
+the name of one in tests/support/templates.py, the model says what its prompt asks for (tests/support/speakers.py).
 """
 
 import gc
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from flask import Blueprint, jsonify
 
 from app import create_app
+from tests.support import templates
 from tests.support.engines import loaded_model
 from tests.support.gated_runner import GatedRunner
+from tests.support.speakers import speaking_model
 from tests.support.strikes import Strikes, is_marked, stage_of
 from worker.config import read_settings
 from worker.engine.engine import Engine
@@ -30,6 +34,10 @@ from worker.streams.wakeup import new_wakeup
 def _load(settings: Settings, report: Any) -> LoadedModel:
     report(LoadingProgress("weights", 0.5))
     native_sleep(float(os.environ.get("GATED_LOAD_S", "0")))
+    if template := os.environ.get("GATED_TEMPLATE"):
+        speaking = speaking_model(getattr(templates, template))
+        runner.speaker = speaking.runner
+        return replace(speaking, runner=runner)
     return runner.adopt(loaded_model(runner, max_context=settings.max_context))
 
 

@@ -11,14 +11,17 @@ from flask import Flask
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.support.apps import app_in_process
-from tests.support.browser import chromium, needs_chromium
+from tests.support.browser import check_script, chromium, needs_chromium
 from tests.support.cut_proxy import CutProxy, cut_proxy
+from tests.support.npm import installed, needs_npm
 from tests.support.servers import Server, running_server
+from tests.support.speakers import speaking_tokenizer
 from worker.web import page as page_module
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 PHONE: Any = {"width": 375, "height": 740}
 KEY = "open-sesame-open-sesame"
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 LIMITS = {
     "ENDSTOP_MAX_SLOTS": "2",
     "ENDSTOP_MAX_QUEUE": "2",
@@ -37,8 +40,22 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = installed(Path(__file__).parent / "axe", tmp_path_factory.mktemp("axe"))
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
 def gated_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server(tmp_path_factory.mktemp("server"), env=LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def speaking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Whose model says what it is asked to."""
+    env = LIMITS | {"ENDSTOP_MAX_CONTEXT": "4096", "GATED_TEMPLATE": "QWEN3"}
+    with running_server(tmp_path_factory.mktemp("speaking"), env=env) as server:
         yield server
 
 
@@ -132,7 +149,7 @@ def test_each_file_says_what_it_is_and_what_it_may_do(app: Flask, path: str) -> 
     kinds = {"": "text/html", ".css": "text/css", ".js": "text/javascript"}
     assert (answer.status_code, answer.content_type) == (200, f"{kinds[Path(path).suffix]}; charset=utf-8")
     assert (head.status_code, head.data) == (200, b"")
-    assert all(head.headers[name] == value for name, value in answer.headers if name != "X-Request-Id")
+    assert all(head.headers[name] == value for name, value in answer.headers if name not in ("X-Request-Id", "Date"))
     policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'none'"
     assert {policy[kind] for kind in ("script-src", "style-src", "connect-src")} == {"'self'"}
@@ -146,6 +163,16 @@ def test_each_file_says_what_it_is_and_what_it_may_do(app: Flask, path: str) -> 
 def test_what_is_no_file_of_the_page_is_not_served(app: Flask) -> None:
     for path in ("/page/nope.js", "/page/", "/page/../page.py", "/page/%2e%2e/docs.html", "/page/index.html"):
         assert app.test_client().get(path).status_code == 404, path
+
+
+def test_nothing_moves_so_nobody_has_to_ask_for_it_not_to() -> None:
+    css = (page_module.FOLDER / "page.css").read_text(encoding="utf-8")
+    assert not re.search(r"animation|transition|scroll-behavior|@keyframes", css)
+
+
+@pytest.mark.parametrize("path", sorted(page_module.FOLDER.glob("*.js")), ids=lambda path: path.name)
+def test_each_script_is_one(path: Path, tmp_path: Path) -> None:
+    check_script(path.read_text(encoding="utf-8"), tmp_path)
 
 
 def test_it_asks_no_other_host_and_reads_no_markup() -> None:
@@ -301,6 +328,68 @@ class TestChat:
         seat.page.get_by_role("button", name="Retry").click()
         expect(seat.facts).to_contain_text("4 tokens")
 
+    def test_a_question_without_an_answer_is_not_told_to_the_model(self, seat: Seat, server: Server) -> None:
+        """Templates of chats want turns in turn."""
+        seat.ask("one")
+        server.post("/fault/error")
+        server.allow(1)
+        expect(seat.answer.get_by_role("alert")).to_be_visible()
+        server.allow("open")
+        seat.ask("two")
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert [one["content"] for one in seat.bodies()[-1]["messages"]] == ["two"]
+
+    def test_one_answer_runs_at_a_time(self, seat: Seat, server: Server) -> None:
+        before = server.stats()["outcomes"].get("cancelled{delete}", 0)
+        seat.ask("one")
+        server.allow(1)
+        expect(seat.text).to_have_text("a")
+        seat.ask("two")
+        expect(seat.page.get_by_label("Message")).to_have_value("two")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
+        seat.page.get_by_role("button", name="Edit the question").click()
+        seat.page.get_by_role("button", name="Ask again").click()
+        server.allow(1)  # the step of the first, which is cancelled
+        server.wait_for(
+            lambda: server.stats()["outcomes"].get("cancelled{delete}", 0) > before, "the first is cancelled"
+        )
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        assert server.stats()["running"] == 1
+
+    def test_stop_before_there_is_a_job_ends_it_when_there_is_one(self, seat: Seat, server: Server) -> None:
+        held: list[Route] = []
+        seat.page.route("**/v1/jobs", lambda route: held.append(route))
+        seat.ask("hello")
+        expect(seat.answer.get_by_role("status")).to_have_text("Sending…")
+        seat.page.get_by_role("button", name="Stop").click()
+        seat.page.wait_for_function("1")  # what the browser has to say has been heard
+        [route] = held
+        with seat.page.expect_response(lambda answer: answer.request.method == "DELETE"):
+            route.continue_()
+        server.allow(1)  # the step that was under way
+        expect(seat.facts).to_have_text(re.compile("^stopped"))
+
+    @pytest.mark.parametrize("kept", ["nonsense", '[{"question": 1}]', '[{"question": "x", "answer": {}}]', "{}"])
+    def test_a_kept_conversation_that_is_broken_is_left_out(self, seat: Seat, server: Server, kept: str) -> None:
+        server.allow("open")
+        keep(seat.page, kept)
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
+
+    def test_who_has_scrolled_up_is_left_there(self, seat: Seat, server: Server) -> None:
+        seat.page.set_viewport_size({"width": 320, "height": 420})
+        log = seat.page.get_by_role("log")
+        seat.ask("\n".join("abcdefghijklmnopqrstuvwxyz"))
+        server.allow(20)
+        expect(seat.text).to_have_text(ALPHABET[:20])
+        assert log.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 2
+        log.evaluate("one => new Promise(done => { one.onscroll = done; one.scrollTop = 0; })")
+        server.allow(6)
+        expect(seat.text).to_have_text(ALPHABET)
+        assert log.evaluate("one => one.scrollTop") == 0
+
     def test_keys_send_and_begin_a_line(self, seat: Seat, server: Server) -> None:
         server.allow("open")
         seat.page.get_by_label("Message").press_sequentially("one")
@@ -329,9 +418,34 @@ class TestChat:
         assert visited == [
             *("Skip to the content", "Chat", "Operations", "API", "Theme: auto", "Conversation"),
             *("Edit the question", "Copy", "Retry", "Message", "Send"),
-            *("Settings", "System prompt", "Temperature", "Top p", "Max tokens", "Seed"),
+            *("Settings", "System prompt", "Temperature", "Top p", "Max tokens", "Seed", "Tools"),
             *("API key…", "Clear the conversation"),
         ]
+
+
+class TestPrefix:
+    pytestmark = in_browser
+
+    def test_it_works_under_a_path(self, browser: Browser, server: Server) -> None:
+        """Behind a proxy that gives the server a path of its own, and takes it off again."""
+        seat = Seat(browser, "about:blank")
+
+        def take_off(route: Route) -> None:
+            path = route.request.url.removeprefix(server.url)
+            assert path.startswith("/llm/"), path
+            route.continue_(url=server.url + path.removeprefix("/llm"))
+
+        seat.page.route(f"{server.url}/**", take_off)
+        seat.page.goto(f"{server.url}/llm/")
+        seat.ask("hello")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        seat.page.get_by_role("link", name="Operations").click()
+        expect(seat.page.get_by_text("READY · endstop-tiny")).to_be_visible()
+        seat.page.get_by_role("link", name="API", exact=True).click()
+        expect(seat.page.get_by_text("/v1/chat/completions").first).to_be_visible()
+        assert seat.complaints == []
+        seat.context.close()
 
 
 class TestRefused:
@@ -366,7 +480,7 @@ class TestRefused:
             dialog = seat.page.get_by_role("dialog", name="API key")
             field = dialog.get_by_label("Key", exact=True)
             expect(field).to_be_focused()
-            expect(dialog.get_by_role("alert")).to_contain_text("there is no API key")
+            expect(dialog.get_by_role("alert")).to_have_text("This server asks for an API key.")
             field.fill("a-wrong-key-a-wrong-key")
             field.press("Enter")
             expect(dialog.get_by_role("alert")).to_contain_text("not known here")
@@ -413,6 +527,28 @@ class TestBadNetwork:
         assert len(came_back) >= 2
         assert came_back == sorted(came_back)
         assert len(bad_seat.bodies()) == 1
+
+    def test_an_answer_that_nobody_knows_any_more_is_said_to_be_lost(self, browser: Browser, server: Server) -> None:
+        """The server has another process; what it says no to for good is not asked again."""
+        seat = Seat(browser, server.url)
+        seat.ask("hello")
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        seat.page.route("**/stream", lambda route: route.continue_(url=f"{server.url}/v1/jobs/none/stream"))
+        seat.page.reload()
+        expect(seat.answer.get_by_role("alert")).to_contain_text("The server was restarted or the answer has expired")
+        expect(seat.text).to_have_text("ab")
+        seat.context.close()
+
+    def test_a_server_that_is_busy_for_a_moment_is_asked_again(self, browser: Browser, server: Server) -> None:
+        seat = Seat(browser, server.url)
+        refusal: Any = {"status": 503, "headers": {"Retry-After": "1"}, "json": {"error": {"message": "busy"}}}
+        seat.page.route("**/stream", lambda route: route.fulfill(**refusal), times=1)
+        seat.ask("hello")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert len(seat.bodies()) == 1
+        seat.context.close()
 
     def test_nothing_comes_twice_where_a_header_is_lost(self, seat: Seat, server: Server) -> None:
         """A proxy that does not know `Last-Event-ID` has the server begin at the beginning."""
@@ -482,6 +618,33 @@ class TestBadNetwork:
         bad_seat.page.get_by_role("button", name="Stop").click()
         expect(bad_seat.answer.get_by_role("alert")).to_contain_text("cannot be reached")
 
+    def test_a_request_that_gets_no_answer_is_sent_four_times(self, bad_seat: Seat, proxy: CutProxy) -> None:
+        bad_seat.page.clock.install()
+        proxy.is_down = True
+        proxy.cut()
+        bad_seat.ask("hello")
+        for num_sent, wait_ms in ((1, 1000), (2, 2000), (3, 4000)):
+            expect(bad_seat.answer.get_by_role("status")).to_contain_text("trying again")
+            assert len(bad_seat.bodies()) == num_sent
+            with bad_seat.page.expect_event("requestfailed", lambda sent: sent.method == "POST"):
+                bad_seat.page.clock.run_for(wait_ms)
+        expect(bad_seat.answer.get_by_role("alert")).to_contain_text("cannot be reached")
+        assert len(bad_seat.bodies()) == 4
+
+    def test_events_are_read_from_any_pieces(self, seat: Seat) -> None:
+        """As the network cuts them, in the middle of a character too."""
+        told = seat.page.evaluate(
+            """async (text) => {
+              const { EventParser } = await import("/page/sse.js");
+              return Array.from({ length: text.length }, (_, cut) => {
+                const parser = new EventParser();
+                return JSON.stringify([...parser.push(text.slice(0, cut)), ...parser.push(text.slice(cut))]);
+              });
+            }""",
+            'id: 0\ndata: {"a":1}\n\n: ping\nid: 1\ndata: [DONE]\n\n',
+        )
+        assert set(told) == {'[{"id":0,"data":"{\\"a\\":1}"},{"id":1,"data":"[DONE]"}]'}
+
 
 class TestOperations:
     pytestmark = in_browser
@@ -500,9 +663,7 @@ class TestOperations:
         live = page.get_by_role("region", name="Live streams").get_by_role("row")
         expect(live.last).to_contain_text("prefilling")
         expect(live.last).to_contain_text(job[:8])
-        expect(page.get_by_role("region", name="Outcomes since the start").get_by_role("row").nth(1)).to_contain_text(
-            "MAX_TOKENS"
-        )
+        expect(page.get_by_role("region", name="Outcomes since the start")).to_contain_text("MAX_TOKENS")
         expect(page.get_by_role("region", name="Recent requests").get_by_role("row").nth(1)).to_contain_text("ms")
         expect(page.get_by_role("img", name="Tokens per second, the last 5 minutes. tokens/s: last ")).to_be_visible()
         expect(
@@ -544,7 +705,7 @@ class TestOperations:
             expect(dialog).to_be_visible()
             seat.page.keyboard.press("Escape")
             status = seat.page.get_by_role("region", name="Operations", exact=True).get_by_role("status")
-            expect(status).to_contain_text("there is no API key")
+            expect(status).to_have_text("This server asks for an API key.")
             seat.page.clock.run_for(10_000)
             expect(dialog).to_be_hidden()  # who has said no is not asked again
             seat.page.reload()
@@ -605,12 +766,75 @@ class TestLooks:
             """() => Object.fromEntries(NAMES.map((name) => {
               document.body.style.color = `var(--${name})`;
               return [name, getComputedStyle(document.body).color.match(/\\d+/g).map(Number)];
-            }))""".replace("NAMES", '["back", "panel", "text", "faint", "link", "on-link", "bad", "good"]')
+            }))""".replace("NAMES", '["back", "panel", "text", "faint", "link", "on-link", "bad", "good", "mark"]')
         )
-        for letters in ("text", "faint", "link", "bad", "good"):
+        for letters in ("text", "faint", "link", "bad", "good", "mark"):
             for back in ("back", "panel"):
                 assert contrast(colours[letters], colours[back]) >= 4.5, (letters, back)
         assert contrast(colours["on-link"], colours["link"]) >= 4.5
+
+
+SHOWN = """# One
+
+Some **bold**, `code`, a [link](https://example.org/) and ~~gone~~.
+
+1. first
+   - inner
+
+> said
+
+```py
+x = 1
+```
+
+|a|b|
+|-|-:|
+|1|2|
+
+---
+"""
+
+
+class TestAxe:
+    """What axe-core, which knows WCAG, has to say of it."""
+
+    pytestmark = in_browser
+
+    @needs_npm
+    @pytest.mark.timeout(360)  # npm may take its time
+    @pytest.mark.parametrize("width", [360, 1200])
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_it_finds_nothing(self, browser: Browser, server: Server, axe: str, scheme: Any, width: int) -> None:
+        # The page's own policy would not let it in.
+        seat = Seat(browser, server.url, bypass_csp=True, color_scheme=scheme, viewport={"width": width, "height": 800})
+        found = {}
+
+        def look(what: str) -> None:
+            seat.page.evaluate(axe)
+            violations = seat.page.evaluate("axe.run().then(({ violations }) => violations)")
+            found[what] = [(one["id"], [node["target"] for node in one["nodes"]]) for one in violations]
+
+        look("an empty chat")
+        calls = [{"id": "1", "name": "weather", "arguments": "{}", "isWhole": True}]
+        answer = ANSWER | {"text": SHOWN, "reasoning": "hm", "calls": calls, "tokens": 9}
+        failed = answer | {"state": "failed", "error": {"code": "X", "message": "It failed."}}
+        keep(seat.page, [{"question": "one", "answer": answer}, {"question": "two", "answer": failed}])
+        seat.answer.locator(".reasoning summary").click()
+        look("a conversation")
+        seat.page.get_by_role("button", name="Edit the question").last.click()
+        look("a question that is edited")
+        if width < 900:
+            seat.page.get_by_text("Settings", exact=True).click()
+        look("the settings")
+        seat.page.get_by_role("button", name="API key…").click()
+        look("the key")
+        seat.page.keyboard.press("Escape")
+        assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).ok
+        seat.page.goto(f"{server.url}/#operations")
+        expect(seat.page.get_by_role("region", name="Live streams")).to_be_visible()
+        look("operations")
+        assert not any(found.values()), found
+        seat.context.close()
 
 
 def contrast(one: list[int], other: list[int]) -> float:
@@ -625,19 +849,238 @@ def contrast(one: list[int], other: list[int]) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+# ---- what models write beside text
+
+
+def num_tokens(text: str) -> int:
+    return len(speaking_tokenizer(None).encode(text))
+
+
+class TestParts:
+    """Reasoning and calls, of a model that says what it is asked to."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def speaker(self, speaking_server: Server) -> Iterator[Server]:
+        speaking_server.post("/gate/close")
+        yield speaking_server
+        speaking_server.allow("open")
+        speaking_server.wait_for(lambda: speaking_server.stats()["open"] == 0, "nothing left open")
+
+    @pytest.fixture
+    def seat(self, browser: Browser, speaker: Server) -> Iterator[Seat]:
+        seat = Seat(browser, speaker.url)
+        yield seat
+        seat.context.close()
+        assert seat.complaints == []
+
+    def test_reasoning_is_a_quiet_block(self, seat: Seat, speaker: Server) -> None:
+        seat.ask("<say><think>\nhm, well\n</think>\n\nYes.</say>")
+        speaker.allow(num_tokens("<think>\nhm, "))
+        summary, thought = seat.answer.locator("summary"), seat.answer.locator(".reasoning p")
+        expect(summary).to_have_text("Reasoning…")
+        expect(thought).to_be_hidden()
+        summary.click()
+        expect(thought).to_have_text("hm,")
+        expect(seat.text).to_have_text("")
+        seat.page.reload()  # who comes back is told where it went on
+        expect(thought).to_have_text("hm,")
+        seat.answer.locator("summary").click()
+        speaker.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(summary).to_have_text("Reasoning")
+        expect(thought).to_be_visible()
+        expect(thought).to_have_text("hm, well")
+        expect(seat.text).to_have_text("Yes.")
+        seat.ask("<say>No.</say>")
+        expect(seat.text).to_have_text("No.")
+        assert seat.bodies()[-1]["messages"][1] == {"role": "assistant", "content": "Yes."}
+
+    def test_a_call_is_shown_with_its_name_and_arguments(self, seat: Seat, speaker: Server) -> None:
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        begin = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro'
+        seat.ask(f'<say>Well. {begin}me"}}}}\n</tool_call></say>')
+        speaker.allow(num_tokens("Well. " + begin))
+        call = seat.answer.locator(".calls")
+        expect(call).to_contain_text("Calls weather")
+        expect(call.locator("pre")).to_have_text('{"city": "Ro')
+        seat.page.reload()
+        speaker.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(call.locator("pre")).to_have_text('{\n  "city": "Rome"\n}')
+        expect(call).to_have_text(re.compile("^Calls weatherCopy"))
+        expect(seat.text).to_have_text("Well.")
+        assert seat.bodies()[0]["tools"] == TOOLS
+
+    def test_what_a_tool_has_said_goes_to_the_model(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        question = '<say><tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call></say>'
+        seat.ask(question)
+        seat.answer.get_by_label("Result of weather").fill("<say>Sun.</say>")
+        seat.page.get_by_role("button", name="Send results").click()
+        expect(seat.text).to_have_text("Sun.")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(seat.page.get_by_role("article", name="Results of tools")).to_have_text("weather <say>Sun.</say>")
+        expect(seat.page.get_by_role("button", name="Send results")).to_be_hidden()
+        seat.page.reload()
+        seat.page.get_by_role("button", name="Retry").click()
+        expect(seat.facts).to_contain_text("tokens/s")
+        user, calling, told = seat.bodies()[-1]["messages"]
+        [call] = calling["tool_calls"]
+        assert user == {"role": "user", "content": question}
+        assert call["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+        assert told == {"role": "tool", "tool_call_id": call["id"], "content": "<say>Sun.</say>"}
+        seat.ask("<say>Bye.</say>")
+        expect(seat.text).to_have_text("Bye.")
+        roles = [one["role"] for one in seat.bodies()[-1]["messages"]]
+        assert roles == ["user", "assistant", "tool", "assistant", "user"]
+
+    def test_a_call_without_a_result_is_not_told_to_the_model(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        seat.ask('<say><tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call></say>')
+        expect(seat.answer.get_by_label("Result of weather")).to_be_visible()
+        seat.ask("<say>Bye.</say>")
+        expect(seat.text).to_have_text("Bye.")
+        assert seat.bodies()[-1]["messages"] == [{"role": "user", "content": "<say>Bye.</say>"}]
+
+    def test_a_call_that_was_cut_is_said_to_be(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.page.get_by_label("Tools").fill(json.dumps(TOOLS))
+        begin = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro'
+        seat.page.get_by_label("Max tokens").fill(str(num_tokens(begin)))
+        seat.ask(f'<say>{begin}me"}}}}\n</tool_call></say>')
+        expect(seat.answer.locator(".calls")).to_contain_text("Calls weather (not complete)")
+        expect(seat.answer.locator(".calls pre")).to_have_text('{"city": "Ro')
+
+    def test_tools_that_are_no_list_are_not_sent(self, seat: Seat) -> None:
+        for bad in ("[", "{}", "weather"):
+            seat.page.get_by_label("Tools").fill(bad)
+            seat.ask("hello")
+            expect(seat.page.get_by_label("Tools")).to_be_focused()
+        assert seat.bodies() == []
+
+
 # ---- what models write
+
+
+ANSWER = {
+    "state": "done",
+    "jobId": None,
+    "lastId": -1,
+    "error": None,
+    "stopReason": "EOS",
+    "metrics": None,
+    "tokens": 0,
+}
 
 
 def show_answer(page: Page, text: str) -> None:
     """Have the page show an answer that no model has to be taught."""
-    answer = {"state": "done", "text": text, "jobId": None, "lastId": -1, "error": None, "stopReason": "EOS"}
-    turns = [{"question": "q", "answer": answer | {"metrics": None, "tokens": 0}}]
+    keep(page, [{"question": "q", "answer": ANSWER | {"text": text}}])
+
+
+def keep(page: Page, turns: Any) -> None:
+    """Have the page find this conversation."""
     # The page writes what it knows when it goes away, and is followed by what it did not.
     page.evaluate(
-        "turns => addEventListener('pagehide', () => { localStorage['endstop.conversation'] = JSON.stringify(turns) })",
-        turns,
+        "turns => addEventListener('pagehide', () => { localStorage['endstop.conversation'] = turns })",
+        turns if isinstance(turns, str) else json.dumps(turns),
     )
     page.reload()
+
+
+# Of the lists that those who look for such holes try first, in the forms that Markdown adds.
+HOSTILE = [
+    "<script>hit()</script>",
+    "<img src=x onerror=hit()>",
+    "<svg onload=hit()><svg/onload=hit()>",
+    "<iframe srcdoc='<script>parent.hit()</script>'></iframe>",
+    "<details open ontoggle=hit()>x</details>",
+    "<a href='javascript:hit()'>x</a> <math><mi//xlink:href='data:x,<script>hit()</script>'>",
+    "<style>@import 'https://evil.example/x.css'</style><base href='https://evil.example/'>",
+    "</article></div><script>hit()</script>",
+    "[x](javascript:hit()) [x](JaVaScRiPt:hit()) [x]( javascript:hit() ) [x](<javascript:hit()>)",
+    "[x](java\tscript:hit()) [x](java\nscript:hit()) [x](\x01javascript:hit()) [x](\u00a0javascript:hit())",
+    "[x](javascript&colon;hit()) [x](&#106;avascript:hit()) [x](jav&#x09;ascript:hit()) [x](%6aavascript:hit())",
+    "[x](vbscript:hit()) [x](data:text/html;base64,PHNjcmlwdD5oaXQoKTwvc2NyaXB0Pg==) [x](file:///etc/passwd)",
+    '[x](https://a.example/"onmouseover="hit()) [x](https://a.example/ "title" onclick=hit() x="")',
+    "[x](//evil.example) [x](/v1/jobs) [x](blob:https://evil.example/x) [x](x:javascript:hit())",
+    "![x](https://evil.example/pixel.png) ![x](javascript:hit()) [![x](javascript:hit())](javascript:hit())",
+    "[<img src=x onerror=hit()>](https://a.example) [`<script>hit()</script>`](javascript:hit())",
+    "<javascript:hit()> <https://a.example/<script>hit()</script>> https://a.example/<img/src=x/onerror=hit()>",
+    "```<img src=x onerror=hit()>\n</code></pre><script>hit()</script>\n```",
+    '```js" onclick="hit()\nx\n```',
+    "# <img src=x onerror=hit()>\n> <img src=x onerror=hit()>\n\n- <img src=x onerror=hit()>",
+    "|<img src=x onerror=hit()>|b|\n|:-:|-:|\n|<script>hit()</script>|[x](javascript:hit())|",
+    "**<img src=x onerror=hit()>** *<svg onload=hit()>* ~~<b onclick=hit()>~~ `<script>hit()</script>`",
+    "\\<script>hit()\\</script> \\[x](javascript:hit()) &lt;script&gt;hit()&lt;/script&gt;",
+    "__proto__ constructor [__proto__](javascript:hit()) {{hit()}} ${hit()}",
+    "x\u2028<script>hit()</script>\u2029\u202e<img src=x onerror=hit()>\x00<script>hit()</script>",
+]
+
+
+class TestHostile:
+    """Nobody knows what a model writes, and whom it has read."""
+
+    pytestmark = in_browser
+
+    def test_no_text_becomes_anything_but_text(self, browser: Browser, server: Server) -> None:
+        """With the page's policy switched off: this is about the page alone."""
+        seat = Seat(browser, server.url, bypass_csp=True)
+        seat.page.add_init_script("window.hits = 0; window.hit = () => { window.hits++; }")
+        everything = "\n\n".join(HOSTILE)
+        kept = ANSWER | {"text": everything, "reasoning": everything, "error": {"code": "X", "message": everything}}
+        calls = [{"id": "1", "name": text, "arguments": text, "isWhole": True} for text in HOSTILE]
+        keep(seat.page, [{"question": everything, "answer": kept | {"state": "failed", "calls": calls}}])
+        expect(seat.answer.get_by_role("alert")).to_be_visible()
+        found = seat.page.evaluate(
+            """() => [...document.querySelectorAll(".turn *")].flatMap((one) => [
+              one.localName,
+              ...[...one.attributes].filter(({ name }) => /^on|^src|^style/.test(name)).map(({ name }) => `@${name}`),
+              ...(one.localName === "a" ? [new URL(one.href).protocol] : []),
+            ])"""
+        )
+        parts = {"div", "article", "h2", "p", "span", "button", "details", "summary", "form"}
+        text = {"a", "blockquote", "code", "del", "em", "h3", "li", "ol", "pre", "strong", "ul"}
+        table = {"table", "tbody", "td", "th", "thead", "tr"}
+        assert set(found) - {"br", "hr"} <= parts | text | table | {"https:"}
+        assert {"a", "table", "pre", "https:"} <= set(found)  # it was read at all
+        for link in seat.answer.locator("a").all():
+            assert not re.match(r"(?i)\s*(javascript|data|vbscript)", link.get_attribute("href") or "")
+        assert seat.page.evaluate("hits") == 0
+        assert all(one.url.startswith((server.url, "data:image/svg")) for one in seat.requests)
+        seat.context.close()
+
+    def test_what_got_in_all_the_same_could_do_nothing(self, browser: Browser, server: Server) -> None:
+        """By the page's policy, of which the browser complains here."""
+        seat = Seat(browser, server.url)
+        refused = seat.page.evaluate(
+            """async () => {
+              const refused = new Set();
+              addEventListener("securitypolicyviolation", ({ effectiveDirective }) => refused.add(effectiveDirective));
+              window.hit = () => refused.add("IT RAN");
+              const hole = document.createElement("div");
+              document.body.append(hole);
+              hole.innerHTML = "<img src='/nope.png' onerror='hit()'><iframe src='/docs'></iframe><p style='color:red'>"
+                + "<form action='/v1/jobs'><button id='send'></button></form><a id='go' href='javascript:hit()'>x</a>";
+              const script = document.createElement("script");
+              script.textContent = "hit()";
+              hole.append(script);
+              hole.querySelector("#go").click();
+              hole.querySelector("form").submit();
+              await fetch("https://evil.example/").catch(() => {});
+              await new Promise((done) => setTimeout(done, 200));
+              return [...refused].sort();
+            }"""
+        )
+        assert refused == [
+            *("connect-src", "form-action", "frame-src", "img-src", "script-src-attr", "script-src-elem"),
+            "style-src-attr",
+        ]
+        seat.context.close()
 
 
 class TestMarkdown:

@@ -198,6 +198,36 @@ def test_native_streams_have_all_of_the_text(app: Flask, family: str) -> None:
     assert "".join(event.get("t", "") for event in events_of(raw)[:-1]) == text
 
 
+def test_native_streams_say_what_is_no_text(app: Flask, family: str) -> None:
+    """Those who come back for the rest are told the same, wherever they were cut off."""
+    client = app.test_client()
+    asked = {"messages": [say(called(family, ("weather", ROME)))], "tools": TOOLS}
+    job_id = client.post("/v1/jobs", json=asked).json["job_id"]  # type: ignore[index]
+    url = f"/v1/jobs/{job_id}/stream"
+    *events, _ = events_of(client.get(url).data)
+    parts = [part for event in events for part in event.get("parts", ())]
+    assert {event["type"] for event in events if "parts" in event} <= {"token", "end"}
+    assert all("parts" in event for event in events if event["type"] == "token")  # none of it is text
+    [begun, ended] = [part for part in parts if part["type"] not in ("text", "arguments")]
+    assert begun == {"type": "call", "index": 0, "id": f"call_{job_id}_0", "name": "weather"}
+    assert ended == {"type": "call_end", "index": 0}
+    assert "".join(part["text"] for part in parts if part["type"] == "arguments") == ROME
+    assert not any(part["type"] == "text" for part in parts)
+    for number in range(len(events) - 1):
+        *rest, _ = events_of(client.get(url, headers={"Last-Event-ID": str(number)}).data)
+        assert rest == events[number + 1 :]
+
+
+def test_native_streams_say_nothing_more_of_text(app: Flask) -> None:
+    asked = {"messages": [say("It rains. ")]}
+    raw = app.test_client().post("/execute", json=asked).data
+    assert not any("parts" in event for event in events_of(raw)[:-1])
+    *events, end, _ = events_of(app.test_client().post("/execute", json=asked | {"tools": TOOLS}).data)
+    said = [event.get("parts", [{"text": event["t"]}]) for event in events if event["type"] == "token"]
+    assert end["parts"] == [{"type": "text", "text": " "}]  # it could have been in front of a call
+    assert "".join(part["text"] for parts in [*said, end["parts"]] for part in parts) == "It rains. "
+
+
 def test_several_choices_have_calls_of_their_own(client: openai.OpenAI, family: str) -> None:
     answer = ask(client, called(family, ("weather", ROME)), n=2)
     ids = [choice.message.tool_calls[0].id for choice in answer.choices]

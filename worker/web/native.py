@@ -4,8 +4,10 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+from worker.answer import CallArguments, CallBegun, CallEnded, Part, Reasoning, Text
+from worker.answer_parser import AnswerParser
 from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
-from worker.events import End, Event, Failure, Metrics, Narration, Started
+from worker.events import End, Event, Failure, Metrics, Narration, Started, Token
 from worker.job import Job, JobReader
 from worker.request import GenerateRequest
 from worker.web.auth import client
@@ -41,12 +43,52 @@ EXAMPLE = {"prompt": "The capital of France is", "max_tokens": 16, "temperature"
 
 
 class NativeTranslator:
-    """Events in the words of the stream contract, section 2."""
+    """Events in the words of the stream contract, section 2.
+
+    Where an answer may have reasoning or calls, events say too what of it they decide (`parts`).
+    """
 
     done = DONE
 
+    def __init__(self, job: Job, seen: list[Event]) -> None:
+        """Translate the events of `job` for a client that has `seen` those before. What is found depends on all."""
+        format = job.answer_format
+        self._parser = AnswerParser(format, job.id) if format.reasoning or format.calls else None
+        for event in seen:
+            self._parts_of(event)
+
     def encode(self, number: int, event: Event) -> bytes:
-        return b"id: %d\n" % number + encode_data(_payload(event))
+        return b"id: %d\n" % number + encode_data(_payload(event) | self._parts_of(event))
+
+    def _parts_of(self, event: Event) -> dict[str, Any]:
+        """What an event adds to the answer, unless it is its own text and nothing else."""
+        if self._parser is None:
+            return {}
+        match event:
+            case Token():
+                parts, text = self._parser.push(event), event.text
+            case End() | Failure():
+                parts, text = self._parser.flush(), ""
+            case _:
+                return {}
+        said = [part.text for part in parts if isinstance(part, Text)]
+        if len(said) == len(parts) and "".join(said) == text:
+            return {}
+        return {"parts": [_part_fields(part) for part in parts]}
+
+
+def _part_fields(part: Part) -> dict[str, Any]:
+    match part:
+        case Text():
+            return {"type": "text", "text": part.text}
+        case Reasoning():
+            return {"type": "reasoning", "text": part.text}
+        case CallBegun():
+            return {"type": "call", "index": part.index, "id": part.call_id, "name": part.name}
+        case CallArguments():
+            return {"type": "arguments", "index": part.index, "text": part.text}
+        case CallEnded():
+            return {"type": "call_end", "index": part.index}
 
 
 def _payload(event: Event) -> dict[str, Any]:
@@ -131,7 +173,7 @@ def stream_existing(job_id: str) -> Response:
         reader = job.read(last)
         if last >= 0:
             context().metrics.note_resume()
-        return _stream(reader, place)
+        return _stream(reader, place, job.seen(last))
 
 
 @blueprint.get("/v1/jobs/<job_id>")
@@ -166,15 +208,15 @@ def execute() -> Response:
     body = read_body(GenerateRequest)
     with context().streams.reserve() as place:  # who gets no place to read makes no job, and uses up no key
         [job], headers = start_jobs([body], "cancel")
-        response = _stream(job.read(), place)
+        response = _stream(job.read(), place, [])
     response.headers.update(headers)
     return response
 
 
-def _stream(reader: JobReader, place: Place) -> Response:
+def _stream(reader: JobReader, place: Place, seen: list[Event]) -> Response:
     shared = context()
     place.take(reader)
-    chunks = stream_job(reader, NativeTranslator(), shared.engine, shared.settings.keep_alive_s)
+    chunks = stream_job(reader, NativeTranslator(reader.job, seen), shared.engine, shared.settings.keep_alive_s)
     return event_stream_response(chunks, place.close)
 
 

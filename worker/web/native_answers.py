@@ -31,6 +31,40 @@ class NarrationEvent(TypedDict):
     job_id: str
 
 
+class TextPart(TypedDict):
+    """A piece of what the model says to the user, or to itself."""
+
+    type: Literal["text", "reasoning"]
+    text: str
+
+
+class CallPart(TypedDict):
+    """A tool is called. Its arguments follow in pieces."""
+
+    type: Literal["call"]
+    index: Annotated[int, Field(description="Of the call in the answer, from 0.")]
+    id: Annotated[str, Field(description="Names the call for the answer of the tool.")]
+    name: str
+
+
+class ArgumentsPart(TypedDict):
+    """A piece of the arguments of a call; joined they are the text of a JSON object."""
+
+    type: Literal["arguments"]
+    index: int
+    text: str
+
+
+class CallEndPart(TypedDict):
+    """A call is complete."""
+
+    type: Literal["call_end"]
+    index: int
+
+
+AnswerPart = TextPart | CallPart | ArgumentsPart | CallEndPart
+
+
 class TokenEvent(TypedDict):
     """Text that has become decidable."""
 
@@ -38,6 +72,9 @@ class TokenEvent(TypedDict):
     t: Annotated[str, Field(description="The text.")]
     i: Annotated[int, Field(description="Index of its first token in the answer, from 0.")]
     n: NotRequired[Annotated[int, Field(description="Number of tokens in it, when there are several.")]]
+    parts: NotRequired[
+        Annotated[list[AnswerPart], Field(description="What it adds to the answer, unless that is its text as it is.")]
+    ]
     logprobs: NotRequired[list[TokenLogprobs]]
 
 
@@ -60,6 +97,7 @@ class EndEvent(TypedDict):
     stop_reason: Literal["EOS", "MAX_TOKENS", "STOP_SEQUENCE", "CANCELLED"]
     stop_sequence_matched: str | None
     usage: TokenCounts
+    parts: NotRequired[Annotated[list[AnswerPart], Field(description="What has become decidable by the end.")]]
 
 
 class ErrorEvent(TypedDict):
@@ -69,6 +107,7 @@ class ErrorEvent(TypedDict):
     code: str
     message: str
     usage: TokenCounts
+    parts: NotRequired[Annotated[list[AnswerPart], Field(description="What has become decidable by the end.")]]
 
 
 JobEvent = StartedEvent | NarrationEvent | TokenEvent | MetricsEvent | EndEvent | ErrorEvent

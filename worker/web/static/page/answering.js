@@ -15,7 +15,7 @@ const ADVICE = {
   TIMEOUT: "Ask for a shorter answer (Max tokens), or try again.",
   VRAM_OOM: "The server has no memory left for this. Ask something shorter, or try again.",
   SHUTTING_DOWN: "The server is being restarted. Try again in a moment.",
-  ENGINE_DEAD: "The server failed and is being replaced. Try again in a moment.",
+  ENGINE_DEAD: "Try again in a moment.",
   UNKNOWN_JOB: "The server was restarted or the answer has expired. Try again.",
 };
 
@@ -33,7 +33,6 @@ export class Answering {
   async run(body) {
     try {
       this.answer.jobId ??= await this.#create(body);
-      if (this.#isStopAsked) this.#cancel();
       await this.#read();
     } catch (error) {
       if (this.#leaving.signal.aborted) return;
@@ -75,7 +74,7 @@ export class Answering {
     const { answer } = this;
     const onConnection = (state) => {
       if (state === "lost") this.onChange("Connection lost; resuming…");
-      else if (this.#isStopAsked) this.#cancel(); // the first try may have been lost with the connection
+      else if (this.#isStopAsked) this.#cancel(); // there was no job yet, or the first try was lost with the connection
       else this.onChange("");
     };
     const options = { lastId: answer.lastId, signal: this.#leaving.signal, onConnection };
@@ -90,25 +89,36 @@ export class Answering {
     const { answer } = this;
     switch (event.type) {
       case "narration":
-        return event.human;
+        return this.#isStopAsked ? null : event.human;
       case "token":
-        answer.text += event.t;
+        for (const part of event.parts ?? [{ type: "text", text: event.t }]) this.#add(part);
         answer.tokens = event.i + (event.n ?? 1);
         return this.#isStopAsked ? null : "";
       case "metrics":
         answer.metrics = { tokensPerS: event.tokens_per_sec, ttftMs: event.ttft_ms, queueMs: event.queue_ms };
         return null;
       case "end":
+        event.parts?.forEach((part) => this.#add(part));
         answer.state = event.stop_reason === "CANCELLED" ? STOPPED : DONE;
         answer.stopReason = event.stop_reason;
         answer.tokens = event.tokens_out;
         return "";
       case "error":
+        event.parts?.forEach((part) => this.#add(part));
         this.#fail(event.code, advised(event.code, event.message));
         return "";
       default:
         return null;
     }
+  }
+
+  #add(part) {
+    const { answer } = this;
+    if (part.type === "text") answer.text += part.text;
+    else if (part.type === "reasoning") answer.reasoning += part.text;
+    else if (part.type === "call") answer.calls.push({ id: part.id, name: part.name, arguments: "", isWhole: false });
+    else if (part.type === "arguments") answer.calls[part.index].arguments += part.text;
+    else if (part.type === "call_end") answer.calls[part.index].isWhole = true;
   }
 
   #fail(code, message) {
@@ -129,7 +139,7 @@ function words(refused) {
 }
 
 function advised(code, message) {
-  return `${sentence(message)} ${ADVICE[code] ?? "Try again; the server's log has the details."}`;
+  return `${sentence(message)} ${ADVICE[code] ?? "Try again."}`;
 }
 
 function sentence(text) {

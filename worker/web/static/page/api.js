@@ -38,7 +38,8 @@ async function refusal(response) {
   const retryAfter = Number(response.headers.get("Retry-After"));
   const found = await response.json().catch(() => ({}));
   const code = found.error?.code ?? (found.errors ? "INVALID_REQUEST" : found.state ?? "");
-  const message = found.errors?.map(({ field, message }) => `${field}: ${message}`).join("\n")
+  // What the server says of a key that is missing is for those who write programs.
+  const message = status === 401 && !key.get() ? "This server asks for an API key." : found.errors?.map(({ field, message }) => `${field}: ${message}`).join("\n")
     ?? found.error?.message ?? found.reason ?? `the server answered ${status}`;
   return new Refused(status, code, message, retryAfter || null);
 }

@@ -5,7 +5,7 @@ import { Answering } from "./answering.js";
 import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
 import { byId } from "./dom.js";
 import { askForKey } from "./keydialog.js";
-import { areOptionsValid, keepOptions, sampling, systemPrompt } from "./options.js";
+import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
 import { TurnView } from "./turn.js";
 
 const AT_END_PX = 80;
@@ -49,7 +49,11 @@ export class Chat {
     if (this.#running || !question || !areOptionsValid()) return;
     byId("question").value = "";
     grow(byId("question"));
-    const turn = this.#conversation.ask(question);
+    this.#ask(question);
+  }
+
+  #ask(question, results) {
+    const turn = this.#conversation.ask(question, results);
     this.#show(turn);
     this.#answer(turn);
     this.#scrollDown(true);
@@ -64,10 +68,7 @@ export class Chat {
       this.#views.delete(later);
     }
     this.#conversation.cut(turn);
-    const asked = this.#conversation.ask(question);
-    this.#show(asked);
-    this.#answer(asked);
-    this.#scrollDown(true);
+    this.#ask(question, turn.results);
     byId("question").focus();
   }
 
@@ -89,7 +90,7 @@ export class Chat {
     });
     this.#running = answering;
     this.#showState();
-    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...sampling() };
+    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...fields() };
     for (;;) {
       try {
         await answering.run(body);
@@ -124,6 +125,11 @@ export class Chat {
     const view = new TurnView(turn, {
       onEdit: (question) => this.#askAgain(turn, question),
       onRetry: () => this.#askAgain(turn, turn.question),
+      onResults: (results) => {
+        if (this.#running || !areOptionsValid()) return;
+        this.#ask("", results);
+        byId("question").focus();
+      },
     });
     view.onDraw = () => this.#scrollDown(false);
     this.#views.set(turn, view);

@@ -19,9 +19,10 @@ export class Conversation {
     addEventListener("pagehide", () => this.#write());
   }
 
-  // A turn whose answer is to come.
-  ask(question) {
-    this.turns.push({ question, answer: newAnswer() });
+  // A turn whose answer is to come. In the place of a question stand `results`, if it is tools that were asked something:
+  // [{ id, name, text }], for each call of the answer before.
+  ask(question, results = null) {
+    this.turns.push({ question, results, answer: newAnswer() });
     this.save();
     return this.turns.at(-1);
   }
@@ -38,14 +39,18 @@ export class Conversation {
   }
 
   // What the model is to read for the answer of the last turn. A question that got none is left out: templates of
-  // chats want turns in turn.
+  // chats want turns in turn. So are calls that got no result.
   messages(system) {
-    const before = this.turns.slice(0, -1).filter(({ answer }) => answer.text).flatMap(({ question, answer }) => [
-      { role: "user", content: question },
-      { role: "assistant", content: answer.text },
-    ]);
-    const start = system ? [{ role: "system", content: system }] : [];
-    return [...start, ...before, { role: "user", content: this.turns.at(-1).question }];
+    const found = system ? [{ role: "system", content: system }] : [];
+    this.turns.forEach(({ question, results, answer }, i) => {
+      const isLast = i === this.turns.length - 1;
+      const isCalling = !isLast && this.turns[i + 1].results;
+      if (results) found.push(...results.map(({ id, text }) => ({ role: "tool", tool_call_id: id, content: text })));
+      else if (answer.text || isCalling || isLast) found.push({ role: "user", content: question });
+      if (isCalling) found.push({ role: "assistant", content: answer.text || null, tool_calls: answer.calls.map(called) });
+      else if (!isLast && answer.text) found.push({ role: "assistant", content: answer.text });
+    });
+    return found;
   }
 
   save() {
@@ -62,8 +67,12 @@ export class Conversation {
 }
 
 export function newAnswer() {
-  return { state: RUNNING, text: "", jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0 };
+  return {
+    state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0,
+  };
 }
+
+const called = ({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } });
 
 function read() {
   try {

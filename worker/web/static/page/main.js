@@ -6,7 +6,8 @@ import { byId } from "./dom.js";
 import { Operations } from "./operations.js";
 
 const NOT_READY_MS = 2000;
-const READY_MS = 15000;
+const READY_MS = 5000;
+const BUSY = { LOADING: "loading the model…", FULL: "busy", DRAINING: "stopping" };
 const TITLES = { chat: "Endstop", operations: "Operations · Endstop" };
 
 const operations = new Operations(byId("operations-view"));
@@ -27,16 +28,18 @@ function showView() {
 async function showServer() {
   let text;
   let isReady = false;
+  let isBusy = false;
   try {
     const { state, model, reason } = await readiness();
     isReady = state === "READY";
-    text = isReady ? model : { LOADING: "loading the model…", FULL: "busy", DRAINING: "stopping" }[state] ?? `out of order: ${reason}`;
+    isBusy = state in BUSY;
+    text = isReady ? model : BUSY[state] ?? `out of order: ${reason}`;
   } catch {
     text = "cannot be reached";
   }
   const line = byId("server");
   if (line.textContent !== text) line.textContent = text;
-  line.classList.toggle("ready", isReady);
+  line.className = isReady ? "ready" : isBusy ? "busy" : "";
   setTimeout(showServer, isReady ? READY_MS : NOT_READY_MS);
 }
 

@@ -97,7 +97,7 @@ function endOfCode(lines, start, mark) {
   return [lines.length, false]; // the model is still writing it
 }
 
-function codeBlock(code, language) {
+export function codeBlock(code, language) {
   const copy = make("button", { type: "button", class: "copy" }, "Copy");
   copy.onclick = async () => {
     copy.textContent = (await copyText(code)) ? "Copied" : "Cannot copy";
@@ -171,9 +171,10 @@ function cells(line) {
   return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
 }
 
-function table([head, , ...rows]) {
+function table([head, delimiters, ...rows]) {
   const width = cells(head).length;
-  const row = (line, tag) => make("tr", {}, Array.from({ length: width }, (_, i) => make(tag, {}, inline(cells(line)[i] ?? ""))));
+  const sides = cells(delimiters).map((cell) => (!cell.endsWith(":") ? null : cell.startsWith(":") ? "center" : "right"));
+  const row = (line, tag) => make("tr", {}, Array.from({ length: width }, (_, i) => make(tag, { class: sides[i] }, inline(cells(line)[i] ?? ""))));
   const body = make("table", {}, make("thead", {}, row(head, "th")), make("tbody", {}, rows.map((line) => row(line, "td"))));
   return make("div", { class: "table", tabindex: "0" }, body);
 }

@@ -60,7 +60,7 @@ export class Operations {
 
   #show(found) {
     const isReady = found.state === "READY";
-    this.#say(isReady ? `READY · ${found.model} on ${found.device} · up ${time(found.uptime_s)}` : `${found.state}: ${found.reason}`, isReady ? "good" : "bad");
+    this.#say(isReady ? `READY · ${found.model} on ${found.device} · up ${time(found.uptime_s)}` : `${found.state}: ${found.reason}`, isReady ? "good" : found.state === "LOADING" ? "" : "bad");
     this.content.hidden = false;
     this.content.classList.remove("old");
     this.#showTiles(found);
@@ -88,8 +88,8 @@ export class Operations {
       ["Prompt tokens reused", percent(share), share],
     ];
     this.tiles.replaceChildren(...tiles.map(([name, value, part]) => make("div", {},
-      make("dt", {}, name), make("dd", {}, value),
-      part === null ? "" : make("meter", { min: 0, max: 1, value: part, "aria-label": name }))));
+      make("dt", {}, name),
+      make("dd", {}, value, part !== null && make("meter", { min: 0, max: 1, value: part, "aria-label": name })))));
   }
 
   #showPlots({ history, ended, slots }) {

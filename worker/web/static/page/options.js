@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 
 const NAME = "endstop.options";
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
-const FIELDS = ["system", ...NUMBERS];
+const FIELDS = ["system", "tools", ...NUMBERS];
 
 export function keepOptions() {
   let kept = {};
@@ -12,6 +12,8 @@ export function keepOptions() {
     kept = JSON.parse(localStorage.getItem(NAME)) ?? {};
   } catch { /* by another version, or broken */ }
   for (const field of FIELDS) byId(field).value = kept[field] ?? "";
+  byId("tools").addEventListener("input", checkTools);
+  checkTools();
   byId("options").addEventListener("input", () => {
     const values = Object.fromEntries(FIELDS.map((field) => [field, byId(field).value]));
     try { localStorage.setItem(NAME, JSON.stringify(values)); } catch { /* until the page is closed */ }
@@ -31,7 +33,19 @@ export function areOptionsValid() {
 
 export const systemPrompt = () => byId("system").value.trim();
 
-// What is left empty is the server's to choose.
-export function sampling() {
-  return Object.fromEntries(NUMBERS.filter((field) => byId(field).value !== "").map((field) => [field, byId(field).valueAsNumber]));
+// Fields of a request. What is left empty is the server's to choose.
+export function fields() {
+  const given = NUMBERS.filter((field) => byId(field).value !== "").map((field) => [field, byId(field).valueAsNumber]);
+  return { ...Object.fromEntries(given), ...(byId("tools").value.trim() && { tools: JSON.parse(byId("tools").value) }) };
+}
+
+// Of what they have to be the server says more.
+function checkTools() {
+  let isList = true;
+  try {
+    isList = !byId("tools").value.trim() || Array.isArray(JSON.parse(byId("tools").value));
+  } catch {
+    isList = false;
+  }
+  byId("tools").setCustomValidity(isList ? "" : "This is no JSON list.");
 }

@@ -2,25 +2,34 @@
 
 import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
 import { make } from "./dom.js";
-import { MarkdownView, copyText } from "./markdown.js";
+import { MarkdownView, codeBlock, copyText } from "./markdown.js";
 
 export class TurnView {
   #frame = null;
   #status = "";
 
-  // onEdit(text): the question is another now. onRetry(): another answer is wanted.
-  constructor(turn, { onEdit, onRetry }) {
+  // onEdit(text): the question is another now. onRetry(): another answer is wanted. onResults(results): this is what the
+  // tools have said.
+  constructor(turn, { onEdit, onRetry, onResults }) {
     this.turn = turn;
     this.onEdit = onEdit;
     this.onRetry = onRetry;
+    this.onResults = onResults;
     this.question = make("div", { class: "question" });
     // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
     this.body = make("div", { class: "answer-text" });
     this.markdown = new MarkdownView(this.body);
+    this.thought = make("p");
+    this.reasoningTitle = make("summary");
+    this.reasoning = make("details", { class: "reasoning" }, this.reasoningTitle, this.thought);
+    this.calls = make("div", { class: "calls" });
+    this.results = make("form", { class: "results", hidden: true });
     this.statusLine = make("p", { class: "status", role: "status" });
     this.error = make("p", { class: "error", role: "alert", hidden: true });
     this.foot = make("div", { class: "foot" });
-    this.answer = make("article", { class: "answer", "aria-label": "Answer" }, this.body, this.statusLine, this.error, this.foot);
+    this.answer = make("article", { class: "answer", "aria-label": "Answer" },
+      make("h2", { class: "unseen" }, "Answer"), // what models have as headings stands under it
+      this.reasoning, this.body, this.calls, this.results, this.statusLine, this.error, this.foot);
     this.element = make("div", { class: "turn" }, this.question, this.answer);
     this.#showQuestion();
     this.draw();
@@ -39,14 +48,54 @@ export class TurnView {
     const { answer } = this.turn;
     const isRunning = answer.state === RUNNING;
     this.markdown.text = answer.text;
+    this.#showReasoning(isRunning);
+    this.#showCalls(isRunning);
+    if (answer.state === DONE && answer.calls?.length && answer.calls.every(({ isWhole }) => isWhole)) this.#askForResults();
     this.answer.setAttribute("aria-busy", isRunning);
     this.answer.classList.toggle("writing", isRunning && answer.text !== "");
-    setText(this.statusLine, isRunning ? this.#status || (answer.text ? "" : "Waiting…") : "");
+    setText(this.statusLine, isRunning ? this.#status || (hasBegun(answer) ? "" : "Waiting…") : "");
     this.error.hidden = answer.state !== FAILED;
     setText(this.error, answer.error?.message ?? "");
     const foot = isRunning ? "" : facts(answer);
     if (this.foot.dataset.facts !== foot || isRunning !== !this.foot.firstChild) this.#showFoot(foot, isRunning);
     this.onDraw?.();
+  }
+
+  #showReasoning(isRunning) {
+    const { reasoning, text, calls } = this.turn.answer;
+    this.reasoning.hidden = !reasoning;
+    setText(this.thought, reasoning ?? "");
+    setText(this.reasoningTitle, isRunning && !text && !calls?.length ? "Reasoning…" : "Reasoning");
+  }
+
+  // A call that is not complete when the answer is over will never be.
+  #showCalls(isRunning) {
+    const calls = this.turn.answer.calls ?? [];
+    calls.forEach((call, i) => {
+      const title = `Calls ${call.name}${call.isWhole || isRunning ? "" : " (not complete)"}`;
+      const source = JSON.stringify([title, call]);
+      if (this.calls.children[i]?.dataset.source === source) return;
+      const block = codeBlock(call.isWhole ? indented(call.arguments) : call.arguments, title);
+      block.dataset.source = source;
+      if (this.calls.children[i]) this.calls.children[i].replaceWith(block);
+      else this.calls.append(block);
+    });
+  }
+
+  // Nothing is run here: whoever reads this is the tools.
+  #askForResults() {
+    if (!this.results.hidden) return;
+    this.results.hidden = false;
+    const { calls } = this.turn.answer;
+    const fields = calls.map(({ name }, i) => {
+      const title = calls.length > 1 ? `Result ${i + 1}: ${name}` : `Result of ${name}`;
+      return make("textarea", { rows: "1", required: true, "aria-label": title, placeholder: title });
+    });
+    this.results.append(...fields, make("div", { class: "row" }, make("button", { type: "submit" }, "Send results")));
+    this.results.onsubmit = (event) => {
+      event.preventDefault();
+      this.onResults(calls.map(({ id, name }, i) => ({ id, name, text: fields[i].value })));
+    };
   }
 
   #showFoot(text, isRunning) {
@@ -65,6 +114,11 @@ export class TurnView {
   }
 
   #showQuestion() {
+    if (this.turn.results) {
+      const results = this.turn.results.map(({ name, text }) => make("p", {}, make("strong", {}, name), ` ${text}`));
+      this.question.replaceChildren(make("article", { class: "bubble", "aria-label": "Results of tools" }, results));
+      return;
+    }
     const edit = make("button", { type: "button", "aria-label": "Edit the question" }, "Edit");
     edit.onclick = () => this.#editQuestion();
     this.question.replaceChildren(
@@ -92,6 +146,16 @@ export class TurnView {
     form.onkeydown = (event) => { if (event.key === "Escape") close(); };
     this.question.replaceChildren(form);
     field.focus();
+  }
+}
+
+const hasBegun = ({ text, reasoning, calls }) => Boolean(text || reasoning || calls?.length);
+
+function indented(json) {
+  try {
+    return JSON.stringify(JSON.parse(json), null, 2);
+  } catch {
+    return json;
   }
 }
 
