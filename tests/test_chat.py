@@ -60,7 +60,7 @@ def ticking() -> Callable[[], float]:
 
 
 def converse(server: ScriptedServer, terminal: Terminal, **options: Any) -> Chat:
-    with Client(server.url, idle_timeout_s=WAIT_S) as client:
+    with Client(server.url, idle_timeout_s=WAIT_S, max_retries=0) as client:
         session = Chat(client, terminal.console, clock=ticking(), **options)
         session.run(terminal.read_line)
     return session
@@ -325,6 +325,14 @@ def test_the_chat_command(server: ScriptedServer, monkeypatch: pytest.MonkeyPatc
     }
 
 
+def test_the_chat_command_asks_once(server: ScriptedServer) -> None:
+    """It shows what the server says, and how soon."""
+    server.scripts["POST /execute"] = lambda peer: peer.json({"message": "full"}, 429)
+    result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
+    assert "error: 429: full" in result.output
+    assert len(server.requests) == 1
+
+
 def test_the_chat_command_says_no_more_than_it_was_told(server: ScriptedServer) -> None:
     CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
     assert sent(server) == [{"messages": [user("Hi")]}]
@@ -339,30 +347,6 @@ def test_a_chat_without_a_server_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.output.strip()) == (1, "the server exited with status 1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment"),
-    [
-        ([], {"PORT": "1", "ENDSTOP_MODEL": "m"}),
-        (["--port", "9000", "--model", "org/name"], {"PORT": "9000", "ENDSTOP_MODEL": "org/name"}),
-        (["--model", "tests"], {"PORT": "1", "ENDSTOP_MODEL": str(ROOT / "tests")}),
-    ],
-)
-def test_serve_becomes_gunicorn(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str]
-) -> None:
-    became: list[Any] = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PORT", "1")
-    monkeypatch.setenv("ENDSTOP_MODEL", "m")
-    monkeypatch.setattr("os.execv", lambda program, argv: became.append((program, argv, os.getcwd(), dict(os.environ))))
-    assert CliRunner().invoke(cli, ["serve", *arguments]).exit_code == 0
-    ((program, argv, folder, env),) = became
-    assert program == sys.executable
-    assert argv == [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"]
-    assert folder == str(ROOT)
-    assert {name: env[name] for name in environment} == environment
-
-
 def test_help_does_not_wait_for_anything_heavy() -> None:
     code = "import sys, worker.__main__; print({'torch', 'flask', 'gevent', 'requests', 'rich'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -372,4 +356,5 @@ def test_help_does_not_wait_for_anything_heavy() -> None:
 def test_the_package_runs() -> None:
     run = subprocess.run([sys.executable, "-m", "worker", "-h"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "python -m worker" in run.stdout
-    assert [name for name in ("chat", "check", "serve") if f"\n  {name} " in run.stdout] == ["chat", "check", "serve"]
+    places = [run.stdout.index(f"\n  {name} ") for name in ("serve", "chat", "check", "bench", "models")]
+    assert places == sorted(places)

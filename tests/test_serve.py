@@ -8,6 +8,7 @@ import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -78,6 +79,28 @@ def test_print_config_shows_no_secret() -> None:
     assert "# api_keys = alice" in output
     assert "# heartbeat_url = (set)" in output
     assert "api_keys" not in tomllib.loads(output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ([], {"PORT": "1", "ENDSTOP_MODEL": "m"}),
+        (["--port", "9000", "--model", "org/name"], {"PORT": "9000", "ENDSTOP_MODEL": "org/name"}),
+    ],
+)
+def test_it_becomes_gunicorn(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str]
+) -> None:
+    became: list[Any] = []
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("ENDSTOP_MODEL", "m")
+    monkeypatch.setattr("os.execve", lambda *given: became.append(given))
+    assert CliRunner().invoke(cli, ["serve", *arguments]).exit_code == 0
+    ((program, argv, env),) = became
+    assert program == sys.executable
+    assert argv == [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
+    assert env["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert {name: env[name] for name in environment} == environment
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def run_chat(
             except SpawnFailed as error:
                 console.print(Text(printable(str(error)), style="red"))
                 return False
-        client = stack.enter_context(Client(url, api_key=api_key))
+        client = stack.enter_context(Client(url, api_key=api_key, max_retries=0))
         console.print(Text(f"{client.base_url}: {HELP}", style="dim"))
         Chat(client, console, options=options, system=system).run(lambda: input(PROMPT))
     return True

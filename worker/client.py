@@ -1,45 +1,46 @@
 """The client: one file, to be copied wherever it is needed. It needs Python 3.11 and `requests`, nothing else.
 
-    client = Client("http://127.0.0.1:8000")
-    for event in client.stream(prompt="Once upon a time", max_tokens=64):
-        if isinstance(event, Token):
-            print(event.text, end="", flush=True)
+    with Client("http://127.0.0.1:8000") as client:
+        for event in client.run(prompt="Once upon a time", max_tokens=64):
+            if isinstance(event, Token):
+                print(event.text, end="", flush=True)
 
-Its law: a stream that ended badly never looks like one that ended well. An `End` event is the only success; an
+`run` goes on behind a connection that was lost, `stream` lives as long as its one connection, `generate` returns the
+whole answer, and `submit` with `events` is for a job that outlives its caller. docs/client.md says when to use which.
+
+Its first law: a stream that ended badly never looks like one that ended well. An `End` event is the only success; an
 `error` event raises `GenerationError`, and a stream that stops without either raises `IncompleteStream`, whether
 the connection was cut, closed politely, or closed after a `[DONE]`.
 
-Closing the generator (leaving a `for` loop does it, when nobody else holds the generator) closes the connection,
-and that is how the server learns that it may stop: there is no other message.
+Its second law: nothing is sent again that could be done twice. What may have arrived is repeated only with an
+Idempotency-Key, by which the server gives the job that the first one made.
 
-A stream that was lost can be taken up where it broke, if it belongs to a job:
-
-    job_id, last_event_id = client.submit(prompt="..."), None
-    while True:
-        try:
-            for event in client.events(job_id, last_event_id):
-                ...
-            break
-        except IncompleteStream as cut:
-            last_event_id = cut.last_event_id
+Leaving stops the work: closing the generator of `stream` closes its connection, closing that of `run` cancels its job.
+A `for` loop that is left closes it when nobody else holds the generator; `contextlib.closing` always does.
 
 Thread: `requests` does not promise that a session may be shared; use one Client per thread.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import re
-from collections.abc import Generator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
 
 import requests
 
 __all__ = [
+    "Answer",
     "Client",
     "ConnectionFailed",
     "End",
@@ -51,6 +52,7 @@ __all__ = [
     "IdleTimeout",
     "IncompleteStream",
     "InvalidRequest",
+    "JobStatus",
     "Metrics",
     "Narration",
     "NotReady",
@@ -62,21 +64,36 @@ __all__ = [
     "ServerSentEvent",
     "Started",
     "Token",
+    "TokenLogprob",
     "TooLarge",
     "Unauthorized",
     "Unknown",
     "UnknownJob",
+    "Usage",
 ]
 
 CONNECT_TIMEOUT_S = 10.0
 # Three keep-alives of the server, 10 s each, may be lost before the stream counts as dead.
 IDLE_TIMEOUT_S = 30.0
+# As the clients of OpenAI and Anthropic: enough for a hiccup, and a server that is not there is soon said to be.
+MAX_RETRIES = 2
+# In a row, without a new event: with the pauses below a minute of trying, for which the server keeps a job that nobody
+# reads (ENDSTOP_ORPHAN_TTL_S).
+MAX_RESUMES = 10
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 8.0
+# Who is told to come back later than this is told so at once, as by OpenAI's client.
+LONGEST_RETRY_AFTER_S = 60.0
+# For the cancel of a job that was left: it must not hold up whoever leaves.
+LEAVE_TIMEOUT_S = 2.0
 # An event is a token, or a slow reader's backlog of them; nothing that the server says is near this.
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 # A refusal or a job's status. Larger is not from our server.
 MAX_BODY_BYTES = 1024 * 1024
 READ_BYTES = 64 * 1024
 DONE = "[DONE]"
+KEY_HEADER = "Idempotency-Key"
+RESULT = TypeVar("RESULT")
 
 
 # --- Errors ---
@@ -97,11 +114,25 @@ DONE = "[DONE]"
 
 
 class EndstopError(Exception):
-    """Everything that this client raises."""
+    """Everything that this client raises.
+
+    Attributes:
+        request_id: The answer's `X-Request-Id`, by which the server's log has it; None when there was no answer.
+    """
+
+    request_id: str | None = None
 
 
 class ConnectionFailed(EndstopError):
-    """The server could not be reached, or the connection was lost before its answer began."""
+    """The server could not be reached, or the connection was lost before its answer was there.
+
+    Attributes:
+        is_unsent: There was no connection at all, so the server has not seen the request.
+    """
+
+    def __init__(self, message: str, *, is_unsent: bool = False) -> None:
+        super().__init__(message)
+        self.is_unsent = is_unsent
 
 
 @dataclass(frozen=True)
@@ -174,10 +205,10 @@ class GenerationError(EndstopError):
     Attributes:
         code: One of the contract's codes, such as STALLED or VRAM_OOM.
         message: The server's sentence about it.
-        usage: Tokens that were spent all the same.
+        usage: Tokens that were spent all the same; None if it did not say.
     """
 
-    def __init__(self, code: str, message: str, usage: dict[str, Any]) -> None:
+    def __init__(self, code: str, message: str, usage: Usage | None = None) -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code
         self.message = message
@@ -188,12 +219,14 @@ class IncompleteStream(EndstopError):
     """The stream stopped without a terminal event; what was read is a prefix of the answer.
 
     Attributes:
+        job_id: The job that it is about, which may still go on; None when not even that was heard.
         last_event_id: Id of the last event that the caller was given; `Client.events` resumes behind it.
     """
 
-    def __init__(self, message: str, last_event_id: str | None = None) -> None:
+    def __init__(self, message: str, last_event_id: str | None = None, job_id: str | None = None) -> None:
         super().__init__(message)
         self.last_event_id = last_event_id
+        self.job_id = job_id
 
 
 class IdleTimeout(IncompleteStream):
@@ -247,7 +280,6 @@ class SSEParser:
 
     def __init__(self, last_event_id: str = "", *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self.last_event_id = last_event_id
-        self.retry_ms: int | None = None
         self._max_event_bytes = max_event_bytes
         self._line = bytearray()  # the line that has no end yet
         self._is_first_line = True
@@ -303,10 +335,8 @@ class SSEParser:
                 self._event = value
             case "id" if "\0" not in value:
                 self._id = self.last_event_id = value
-            case "retry" if value.isascii() and value.isdigit():
-                self.retry_ms = int(value)
             case _:
-                pass  # a comment (its name is empty), or a field that the standard tells us to ignore
+                pass  # a comment (its name is empty), `retry`, or a field that the standard tells us to ignore
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
@@ -318,6 +348,26 @@ class SSEParser:
 
 
 # --- Native events ---
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request has cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0  # of the prompt's, those that had been computed for another request
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, by the model's own distribution."""
+
+    token: str  # its text, decoded alone
+    logprob: float  # natural logarithm
+    data: bytes  # what it stands for; a character may be cut across tokens
+    top: tuple[TokenLogprob, ...] = ()  # the likeliest in its place, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -349,12 +399,15 @@ class Narration(Event):
 
 @dataclass(frozen=True)
 class Token(Event):
-    """Text of one token, or of several that waited for us and were merged."""
+    """Text of one token, or of several that waited for us and were merged.
+
+    It is the model's own text: calls of tools and reasoning stand in it as the model marks them.
+    """
 
     text: str
     index: int  # of its first token
     num_tokens: int = 1
-    logprobs: Any = None
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each token whose text begins here, if the request asks
 
 
 @dataclass(frozen=True)
@@ -375,7 +428,7 @@ class End(Event):
     decode_time_ms: float
     stop_reason: str  # EOS, MAX_TOKENS, STOP_SEQUENCE, CANCELLED
     stop_sequence_matched: str | None
-    usage: dict[str, Any]
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -391,13 +444,47 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 _OPTIONAL_TEXT = (str, type(None))
 
 
-def _field(payload: dict[str, Any], name: str, *kinds: type) -> Any:
+def _field(payload: dict[str, Any], name: str, *kinds: type, of: str = "") -> Any:
     value = payload.get(name)
     # A bool is an int to isinstance, but `"i": true` is nobody's token index.
     if name not in payload or isinstance(value, bool) or not isinstance(value, kinds):
         shown = repr(value)[:80] if name in payload else "missing"
-        raise ProtocolError(f"field {name!r} of a {payload.get('type')!r} event is {shown}")
+        whose = of or f"a {payload.get('type')!r} event"
+        raise ProtocolError(f"field {name!r} of {whose} is {shown}")
     return value
+
+
+def _usage(payload: dict[str, Any], *, of: str = "") -> Usage:
+    counts = _field(payload, "usage", dict, of=of)
+    details = counts.get("prompt_tokens_details")
+    cached = _field(details, "cached_tokens", int, of="a usage") if isinstance(details, dict) else 0
+    return Usage(
+        _field(counts, "prompt_tokens", int, of="a usage"),
+        _field(counts, "completion_tokens", int, of="a usage"),
+        _field(counts, "total_tokens", int, of="a usage"),
+        cached,
+    )
+
+
+def _logprobs(listed: object) -> tuple[TokenLogprob, ...]:
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise ProtocolError(f"log-probabilities are {repr(listed)[:80]}, not a list of objects")
+    return tuple(
+        TokenLogprob(
+            _field(entry, "token", str, of="a log-probability"),
+            _field(entry, "logprob", *_NUMBER, of="a log-probability"),
+            _bytes(_field(entry, "bytes", list, of="a log-probability")),
+            _logprobs(entry.get("top_logprobs", [])),
+        )
+        for entry in listed
+    )
+
+
+def _bytes(numbers: list[Any]) -> bytes:
+    try:
+        return bytes(numbers)
+    except (TypeError, ValueError):
+        raise ProtocolError(f"the bytes of a log-probability are {repr(numbers)[:80]}") from None
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:
@@ -443,9 +530,12 @@ def parse_event(sse: ServerSentEvent) -> Event:
                 job_id=_field(payload, "job_id", str),
             )
         case "token":
-            num_tokens = _field(payload, "n", int) if "n" in payload else 1
             return Token(
-                place, _field(payload, "t", str), _field(payload, "i", int), num_tokens, payload.get("logprobs")
+                place,
+                _field(payload, "t", str),
+                _field(payload, "i", int),
+                _field(payload, "n", int) if "n" in payload else 1,
+                _logprobs(payload.get("logprobs", [])),
             )
         case "metrics":
             names = ("tokens_per_sec", "vram_bytes", "queue_ms", "ttft_ms")
@@ -457,17 +547,20 @@ def parse_event(sse: ServerSentEvent) -> Event:
                 decode_time_ms=_field(payload, "decode_time_ms", *_NUMBER),
                 stop_reason=_field(payload, "stop_reason", str),
                 stop_sequence_matched=_field(payload, "stop_sequence_matched", *_OPTIONAL_TEXT),
-                usage=_field(payload, "usage", dict),
+                usage=_usage(payload),
             )
         case "error":
-            usage = payload.get("usage")
-            raise GenerationError(
-                str(payload.get("code", "UNKNOWN")),
-                str(payload.get("message", "")),
-                usage if isinstance(usage, dict) else {},
-            )
+            raise _generation_error(payload)
         case name:
             return Unknown(place, name, payload)
+
+
+def _generation_error(payload: dict[str, Any]) -> GenerationError:
+    try:
+        usage = _usage(payload)
+    except ProtocolError:
+        usage = None
+    return GenerationError(str(payload.get("code", "UNKNOWN")), str(payload.get("message", "")), usage)
 
 
 # --- The client ---
@@ -491,18 +584,58 @@ class GenerateFields(TypedDict, total=False):
     frequency_penalty: float  # [-2, 2]
     seed: int
     logit_bias: Mapping[str, float]  # token ids, and what is added to their logits: [-100, 100]
-    stop: list[str]  # up to 4
+    stop: str | list[str]  # up to 4
     stop_token_ids: list[int]  # up to 64
     ignore_eos: bool
     min_tokens: int  # up to max_tokens
     logprobs: int  # 0..20: how many of the likeliest tokens are told with each
+    tools: Sequence[Mapping[str, Any]]  # functions that the model may call, as in OpenAI's API; with messages only
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
     response_format: Mapping[str, Any]  # of the whole answer, as in OpenAI's API; or one of the next three
     regex: str
     choice: list[str]
     grammar: str
     narrate: bool
-    on_disconnect: Literal["cancel", "continue"]
+    on_disconnect: Literal["cancel", "continue"]  # "cancel": of a stream that is lost, nothing is left to resume
     deadline_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        text: All of it; calls of tools and reasoning stand in it as the model marks them.
+        stop_reason: EOS, MAX_TOKENS or STOP_SEQUENCE.
+        logprobs: Of every token, if the request asks.
+    """
+
+    text: str
+    stop_reason: str
+    stop_sequence_matched: str | None
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...]
+    job_id: str
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job is.
+
+    Attributes:
+        state: QUEUED, RUNNING, ENDED, FAILED or CANCELLED.
+        outcome: Its `End`, or the error that reading it raises; None while it goes on.
+    """
+
+    job_id: str
+    state: str
+    usage: Usage
+    outcome: End | GenerationError | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.outcome is not None
 
 
 @dataclass(frozen=True)
@@ -522,11 +655,14 @@ class Client:
 
     Args:
         base_url: Where it is, with or without `http://`.
+        api_key: Sent as a bearer token.
+        headers: Sent with every request.
         connect_timeout_s: For the TCP connection.
         idle_timeout_s: For each single read, so it bounds silence, not the length of an answer. Longer than the
             server's keep-alive, which is 10 s.
-        api_key: Sent as a bearer token.
-        headers: Sent with every request.
+        max_retries: How often a request is sent again that was refused for now or got no answer. 0: never.
+        max_resumes: How often in a row a job's lost stream is taken up without a new event. 0: never.
+        sleep: How to wait in between.
 
     Attributes:
         session: The `requests.Session`; proxies and certificates are set there.
@@ -536,14 +672,20 @@ class Client:
         self,
         base_url: str = "http://127.0.0.1:8000",
         *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        max_retries: int = MAX_RETRIES,
+        max_resumes: int = MAX_RESUMES,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.base_url = (base_url if "://" in base_url else f"http://{base_url}").rstrip("/")
         self.connect_timeout_s = connect_timeout_s
         self.idle_timeout_s = idle_timeout_s
+        self.max_retries = max_retries
+        self.max_resumes = max_resumes
+        self._sleep = sleep
         self.session = requests.Session()
         # A proxy named in the environment has no way to our own loopback, and requests does not exempt it.
         self.session.trust_env = urlsplit(self.base_url).hostname not in ("127.0.0.1", "localhost", "::1")
@@ -563,55 +705,120 @@ class Client:
         """Close idle connections. A stream closes its own, when its generator ends or is closed."""
         self.session.close()
 
+    # --- Answers ---
+
+    def run(self, **fields: Unpack[GenerateFields]) -> Generator[Event, None, None]:
+        """Generate, and yield the events as they arrive, up to and with `End`, over as many connections as it takes.
+
+        A lost connection, or one that is silent for idle_timeout_s, is replaced by one that goes on behind the last
+        event: none is lost and none comes twice. Closing the generator cancels the job, with one request of at most
+        LEAVE_TIMEOUT_S to connect and as much for the answer; if that is lost too, or the whole process, the server
+        cancels it when nobody has read it for ENDSTOP_ORPHAN_TTL_S.
+
+        Nothing is sent before the first event is asked for.
+
+        Raises:
+            RequestRefused: No stream: a status that says why. See its subclasses.
+            UnknownJob: The server knows the job no longer: it was replaced, or it took too long to come back to it.
+            GenerationError: The stream ended with an error.
+            IncompleteStream: It stopped without an ending and could not be taken up again. The job may go on: with
+                the error's job_id and last_event_id `events` can try later.
+            ProtocolError: It went on after its ending, or broke the contract in another way.
+            ConnectionFailed: There was no answer at all. There may be a job all the same, until nobody has read it for
+                too long.
+        """
+        return self._resumed(fields=dict(fields))
+
+    def generate(self, **fields: Unpack[GenerateFields]) -> Answer:
+        """Generate, and return the answer when it is whole; raises what `run` raises.
+
+        That a job was cancelled by somebody else is a GenerationError here: half an answer is none.
+        """
+        pieces: list[str] = []
+        logprobs: list[TokenLogprob] = []
+        job_id, end = "", None
+        # closing: a generator that an exception leaves behind would live as long as its traceback does.
+        with closing(self.run(**fields)) as events:
+            for event in events:
+                match event:
+                    case Started():
+                        job_id = event.job_id
+                    case Token():
+                        pieces.append(event.text)
+                        logprobs += event.logprobs
+                    case End():
+                        end = event
+        assert end is not None  # or `run` would have raised
+        if end.stop_reason == "CANCELLED":
+            raise GenerationError("CANCELLED", "the job was cancelled before the answer was complete", end.usage)
+        return Answer("".join(pieces), end.stop_reason, end.stop_sequence_matched, end.usage, tuple(logprobs), job_id)
+
     def stream(self, **fields: Unpack[GenerateFields]) -> Generator[Event, None, None]:
-        """Generate, and yield the events as they arrive, up to and with `End`.
+        """Generate, and yield the events as they arrive, up to and with `End`, over one connection.
+
+        The connection is all that holds the request: closing the generator closes it, and so does the end of the
+        process, however it ends; the server then stops within a step. Nothing can be resumed. Only what the server has
+        certainly not begun is sent again.
 
         Nothing is sent before the first event is asked for: a generator that was never started runs none of its
         body, so a connection opened earlier would have nobody to close it.
 
         Raises:
-            RequestRefused: No stream: a status that says why. See its subclasses.
-            GenerationError: The stream ended with an error.
             IncompleteStream: It stopped without an ending.
-            ProtocolError: It went on after its ending, or broke the contract in another way.
-            ConnectionFailed: There was no answer at all.
+            RequestRefused, GenerationError, ProtocolError, ConnectionFailed: As `run`.
         """
-        return self._events("POST", "/execute", fields=dict(fields))
+        return self._events("POST", "/execute", fields=dict(fields), max_retries=self.max_retries)
 
-    def text(self, **fields: Unpack[GenerateFields]) -> str:
-        """Generate, and return the whole text. Raises what `stream` raises, so a text is always a whole one."""
-        return "".join(event.text for event in self.stream(**fields) if isinstance(event, Token))
+    # --- Jobs ---
 
-    def submit(self, **fields: Unpack[GenerateFields]) -> str:
-        """Start a job that does not depend on this connection; return its id."""
-        job_id = self._call("POST", "/v1/jobs", fields=dict(fields)).get("job_id")
-        if not isinstance(job_id, str) or not job_id:
-            raise ProtocolError("the answer to POST /v1/jobs has no job_id")
+    def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[GenerateFields]) -> str:
+        """Start a job that does not depend on this connection; return its id.
+
+        Args:
+            idempotency_key: Names the request: the same key with the same fields gives the same job for as long as the
+                server keeps it, also to another process. Default: one of its own, for retries.
+
+        Raises:
+            RequestRefused: See its subclasses; with status 422 the key belongs to another request.
+            ConnectionFailed: There was no answer. There may be a job all the same.
+        """
+        headers = {KEY_HEADER: idempotency_key or uuid.uuid4().hex}
+        answer = self._call("POST", "/v1/jobs", fields=dict(fields), headers=headers)
+        job_id: str = _field(answer, "job_id", str, of="the answer to POST /v1/jobs")
         return job_id
 
     def events(self, job_id: str, last_event_id: str | int | None = None) -> Generator[Event, None, None]:
-        """A job's events: from its beginning, or those behind `last_event_id`. Raises what `stream` raises."""
-        place = None if last_event_id is None else str(last_event_id)
-        return self._events("GET", f"{_job_path(job_id)}/stream", last_event_id=place)
+        """A job's events: from its beginning, or those behind `last_event_id`; resumed as `run` does.
 
-    def status(self, job_id: str) -> dict[str, Any]:
+        Closing the generator leaves the job alone: it goes on, for ENDSTOP_ORPHAN_TTL_S without a reader.
+
+        Raises:
+            UnknownJob: There is none, or not any longer.
+            InvalidRequest: The job has no such event yet.
+            RequestRefused, GenerationError, IncompleteStream, ProtocolError, ConnectionFailed: As `run`.
+        """
+        return self._resumed(job_id, None if last_event_id is None else str(last_event_id))
+
+    def status(self, job_id: str) -> JobStatus:
         """State, usage and outcome of a job.
 
         Raises:
             UnknownJob: There is none.
         """
-        return self._call("GET", _job_path(job_id))
+        return _job_status(self._call("GET", _job_path(job_id)))
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def cancel(self, job_id: str) -> JobStatus:
         """Stop a job, waiting or running. Doing it twice, or after the end, changes nothing.
 
         Raises:
             UnknownJob: There is none.
         """
-        return self._call("DELETE", _job_path(job_id))
+        return _job_status(self._call("DELETE", _job_path(job_id)))
+
+    # --- The server ---
 
     def ready(self) -> Readiness:
-        """Whether the server would accept a request now; it may still be loading its model."""
+        """Whether the server would accept a request now; it may still be loading its model. Asked once."""
         try:
             self._open("GET", "/ready").close()
         except NotReady as refusal:
@@ -619,24 +826,88 @@ class Client:
         return Readiness(True, "READY")
 
     def health(self) -> bool:
-        """Whether the server lives; false when its generation thread is dead or stalled."""
+        """Whether the server lives; false when its generation thread is dead or stalled. Asked once."""
         try:
             self._open("GET", "/health").close()
         except NotReady:
             return False
         return True
 
-    def _events(
-        self, method: str, path: str, *, fields: dict[str, Any] | None = None, last_event_id: str | None = None
+    # --- Connections ---
+
+    def _resumed(
+        self, job_id: str | None = None, last_event_id: str | None = None, *, fields: dict[str, Any] | None = None
     ) -> Generator[Event, None, None]:
-        headers = {"Accept": "text/event-stream"}
+        """The events of a job, over as many connections as it takes.
+
+        Args:
+            job_id: None: it has yet to be made, of `fields`, and is cancelled if the generator is closed.
+        """
+        key = {KEY_HEADER: uuid.uuid4().hex}
+        is_ours, has_begun, is_over, num_failures = job_id is None, False, False, 0
+        try:
+            while True:
+                if job_id is None:
+                    events = self._events("POST", "/execute", fields=fields, headers=key)
+                else:
+                    events = self._events("GET", f"{_job_path(job_id)}/stream", last_event_id=last_event_id)
+                try:
+                    with closing(events):
+                        for event in events:
+                            has_begun, num_failures, last_event_id = True, 0, event.id
+                            if isinstance(event, Started):
+                                job_id = event.job_id
+                            is_over = isinstance(event, End)
+                            yield event
+                    return
+                except (ConnectionFailed, IncompleteStream, RequestRefused) as failure:
+                    if isinstance(failure, IncompleteStream):
+                        failure.job_id = job_id
+                    limit = self.max_retries if job_id is None else self.max_resumes
+                    # There are servers that number nothing, or do not name the job: what came would come again.
+                    has_place = not has_begun or (job_id is not None and last_event_id is not None)
+                    if num_failures >= limit or not has_place or not _may_help(failure, is_harmless=True):
+                        if not has_begun or isinstance(failure, IncompleteStream | UnknownJob):
+                            raise
+                        message = f"the stream was lost and could not be taken up again: {failure}"
+                        raise IncompleteStream(message, last_event_id, job_id) from failure
+                    self._sleep(_pause_s(failure, num_failures))
+                    num_failures += 1
+        except BaseException as left:
+            # An error of ours has ended the job, or leaves it to be taken up later; anything else is a caller who goes.
+            if is_ours and job_id is not None and not is_over and not isinstance(left, EndstopError):
+                self._cancel_left(job_id)
+            raise
+
+    def _cancel_left(self, job_id: str) -> None:
+        try:
+            self._open("DELETE", _job_path(job_id), timeout_s=LEAVE_TIMEOUT_S).close()
+        # Whoever leaves is not told that this failed, and is on the way out of something worse, perhaps of the
+        # interpreter, where anything may be gone. The server finds out by itself that nobody reads.
+        except Exception:
+            pass
+
+    def _events(
+        self,
+        method: str,
+        path: str,
+        *,
+        fields: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        last_event_id: str | None = None,
+        max_retries: int = 0,
+    ) -> Generator[Event, None, None]:
+        """The events of one connection."""
+        headers = {"Accept": "text/event-stream", **(headers or {})}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
         parser = SSEParser(last_event_id or "")
         has_ended = is_done = False
-        with self._open(method, path, fields, headers) as response:
+        response = self._retried(lambda: self._open(method, path, fields, headers), max_retries, is_harmless=False)
+        with response, _named(response):
             content_type = response.headers.get("Content-Type", "")
             if not content_type.startswith("text/event-stream"):
+                _read_body(response)
                 raise ProtocolError(f"{method} {path} answered with {content_type!r}, not with an event stream")
             while not is_done:
                 try:
@@ -654,21 +925,42 @@ class Client:
                     if sse.data == DONE:
                         is_done = True
                         continue
+                    _check_follows(last_event_id, sse.id)
                     event = parse_event(sse)
                     last_event_id = event.id
                     has_ended = isinstance(event, End)
                     yield event
-        if not has_ended:
-            said = "said [DONE]" if is_done else "was closed"
-            raise IncompleteStream(f"the stream {said} without an end or an error", last_event_id)
+            if not has_ended:
+                said = "said [DONE]" if is_done else "was closed"
+                raise IncompleteStream(f"the stream {said} without an end or an error", last_event_id)
 
-    def _call(self, method: str, path: str, *, fields: dict[str, Any] | None = None) -> dict[str, Any]:
-        with self._open(method, path, fields, {"Accept": "application/json"}) as response:
-            body = _read_body(response)
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        fields: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        def call() -> bytes:
+            with self._open(method, path, fields, {"Accept": "application/json", **(headers or {})}) as response:
+                return _read_body(response)
+
+        body = self._retried(call, self.max_retries, is_harmless=True)  # POST has a key here
         answer = json_object(body)
         if answer is None:
             raise ProtocolError(f"the answer to {method} {path} is not a JSON object: {body[:80]!r}")
         return answer
+
+    def _retried(self, attempt: Callable[[], RESULT], max_retries: int, *, is_harmless: bool) -> RESULT:
+        for num_failures in itertools.count():
+            try:
+                return attempt()
+            except EndstopError as failure:
+                if num_failures >= max_retries or not _may_help(failure, is_harmless=is_harmless):
+                    raise
+                self._sleep(_pause_s(failure, num_failures))
+        raise AssertionError
 
     def _open(
         self,
@@ -676,8 +968,9 @@ class Client:
         path: str,
         fields: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> requests.Response:
-        """Send a request, read the head of its answer, turn a refusal into its exception."""
+        """Send a request once, read the head of its answer, turn a refusal into its exception."""
         try:
             response = self.session.request(
                 method,
@@ -685,16 +978,30 @@ class Client:
                 json=fields,
                 headers=headers,
                 stream=True,
-                timeout=(self.connect_timeout_s, self.idle_timeout_s),
+                timeout=(timeout_s or self.connect_timeout_s, timeout_s or self.idle_timeout_s),
                 allow_redirects=False,  # a redirected POST becomes a GET, and its body is lost
             )
         except requests.exceptions.RequestException as error:
             why = why_unanswered(error, self.connect_timeout_s, self.idle_timeout_s)
-            raise ConnectionFailed(f"{self.base_url}: {why}") from error
+            raise ConnectionFailed(f"{self.base_url}: {why}", is_unsent=_is_unsent(error)) from error
         if response.status_code in (200, 202):
             return response
-        with response:
+        with response, _named(response):
             raise _refusal(response, path)
+
+
+def _is_unsent(error: requests.exceptions.RequestException) -> bool:
+    """Whether there was no connection on which a request could have left.
+
+    By the names of urllib3's classes: what is imported from there would be more than `requests`.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & {"ConnectTimeout", "ConnectTimeoutError", "NewConnectionError"}:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def why_unanswered(error: requests.exceptions.RequestException, connect_timeout_s: float, read_timeout_s: float) -> str:
@@ -731,6 +1038,26 @@ def receive(response: requests.Response) -> bytes:
     return data
 
 
+@contextmanager
+def _named(response: requests.Response) -> Iterator[None]:
+    """Errors about an answer carry its id."""
+    try:
+        yield
+    except EndstopError as error:
+        error.request_id = response.headers.get("X-Request-Id")
+        raise
+
+
+def _check_follows(last_event_id: str | None, event_id: str | None) -> None:
+    """Native events are numbered from 0 without gaps; servers that number none may be read all the same.
+
+    A proxy that loses the header `Last-Event-ID` would otherwise double what came before.
+    """
+    due = str(int(last_event_id) + 1) if last_event_id is not None and last_event_id.isdecimal() else "0"
+    if event_id is not None and event_id.isdecimal() and event_id != due:
+        raise ProtocolError(f"event {event_id} came where {due} was due: some were lost, or sent again")
+
+
 def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
@@ -740,7 +1067,55 @@ def _read_body(response: requests.Response) -> bytes:
         body: bytes = response.raw.read(MAX_BODY_BYTES, decode_content=True)
     except Exception as error:  # as in receive
         raise ConnectionFailed("the connection was lost in the middle of an answer") from error
+    if not body:
+        # Python takes a head that was cut, anywhere behind the status, for a whole one without a body. No answer of
+        # ours is empty.
+        raise ConnectionFailed("the connection was lost before an answer, or the answer is empty")
     return body
+
+
+def _may_help(failure: EndstopError, *, is_harmless: bool) -> bool:
+    """Whether to ask again: the failure passes, and asking twice does not do twice what is asked.
+
+    Args:
+        is_harmless: Asking twice never does: it reads, or it carries an Idempotency-Key.
+    """
+    match failure:
+        case ConnectionFailed():
+            return is_harmless or failure.is_unsent
+        case IncompleteStream():
+            return is_harmless
+        case RequestRefused(retry_after_s=float() as pause_s) if pause_s > LONGEST_RETRY_AFTER_S:
+            return False
+        case RequestRefused(status=429):
+            return True
+        case RequestRefused(status=503):
+            # One that does not say when to come back may be of a proxy that was tired of waiting.
+            return is_harmless or failure.retry_after_s is not None
+        case RequestRefused(status=502 | 504):
+            return is_harmless
+        case _:
+            return False
+
+
+def _pause_s(failure: EndstopError, num_failures: int) -> float:
+    """How long to wait, behind so many failures before this one: not all at once, and not before we are told to."""
+    longest_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(num_failures, 10))
+    told_s = failure.retry_after_s if isinstance(failure, RequestRefused) else None
+    return max(random.uniform(0.5, 1) * longest_s, told_s or 0)
+
+
+def _job_status(payload: dict[str, Any]) -> JobStatus:
+    job_id, state = (_field(payload, name, str, of="a job") for name in ("job_id", "state"))
+    told = _field(payload, "outcome", dict, type(None), of="a job")
+    outcome: Event | GenerationError | None
+    try:
+        outcome = None if told is None else parse_event(ServerSentEvent(json.dumps(told)))
+    except GenerationError as error:
+        outcome = error
+    if not isinstance(outcome, End | GenerationError | None):
+        raise ProtocolError(f"the outcome of a job is {repr(told)[:80]}")
+    return JobStatus(job_id, state, _usage(payload, of="a job"), outcome)
 
 
 def _refusal(response: requests.Response, path: str) -> RequestRefused:

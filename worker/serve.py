@@ -5,15 +5,16 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from worker.config import Configuration, configure, option_name
 from worker.errors import SettingsError
 from worker.settings import ROOT, SECTIONS, Settings, variable_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Only one value is possible: the variable is read because platforms set it.
 _NO_OPTIONS = {"web_concurrency"}
@@ -60,6 +61,8 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
     if is_printing:
+        from rich.console import Console
+
         print_config(configuration, Console(highlight=False, soft_wrap=True))
         return
     # The environment carries the options to gunicorn, which knows nothing of them, and to every worker it starts.
@@ -72,8 +75,10 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     os.execve(sys.executable, command, environ)
 
 
-def print_config(configuration: Configuration, console: Console) -> None:
+def print_config(configuration: Configuration, console: "Console") -> None:
     """All settings as a TOML file that would have the same effect, with where each came from. Shows no secret."""
+    from rich.text import Text
+
     section = ""
     for setting in _OPTIONS:
         if setting.name == "config":

@@ -17,6 +17,7 @@ class CutProxy:
         requests: What clients have sent, one entry for each piece.
         is_down: New connections are closed at once.
         is_silent: What the server sends is lost; connections stay.
+        cuts: How many bytes of the server's the next connections pass on before they are cut, one number for each.
     """
 
     def __init__(self, port: int) -> None:
@@ -26,6 +27,7 @@ class CutProxy:
         self.requests: list[bytes] = []
         self.is_down = False
         self.is_silent = False
+        self.cuts: list[int] = []
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -55,17 +57,24 @@ class CutProxy:
                 continue
             server = socket.create_connection(("127.0.0.1", self._server_port))
             self._sockets |= {client, server}
+            num_bytes = self.cuts.pop(0) if self.cuts else None
             for one, other, is_up in ((client, server, True), (server, client, False)):
-                thread = threading.Thread(target=self._pass_on, args=(one, other, is_up), daemon=True)
+                thread = threading.Thread(target=self._pass_on, args=(one, other, is_up, num_bytes), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, is_up: bool) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_up: bool, num_bytes: int | None) -> None:
         try:
             while data := source.recv(PIECE_BYTES):
                 if is_up:
                     self.requests.append(data)
                 elif self.is_silent:
+                    continue
+                elif num_bytes is not None:
+                    target.sendall(data[:num_bytes])
+                    num_bytes -= len(data)
+                    if num_bytes <= 0:
+                        break
                     continue
                 target.sendall(data)
         except OSError:

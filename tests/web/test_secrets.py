@@ -116,9 +116,9 @@ def test_no_process_of_the_server_hands_on_a_key() -> None:
 @pytest.mark.parametrize("key", [KEY, OTHER, HASHED])
 def test_clients_with_a_key_are_served(server: Server, key: str) -> None:
     with Client(server.url, api_key=key) as client:
-        assert client.text(prompt="hello", max_tokens=3, temperature=0)
+        assert client.generate(prompt="hello", max_tokens=3, temperature=0).text
         job_id = client.submit(prompt="hello", max_tokens=3)
-        assert client.status(job_id)["job_id"] == job_id
+        assert client.status(job_id).job_id == job_id
     with openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=30) as sdk:
         messages: Any = CHAT["messages"]
         answer = sdk.chat.completions.create(model="endstop-tiny", messages=messages, max_tokens=3)
@@ -130,7 +130,7 @@ def test_clients_with_a_key_are_served(server: Server, key: str) -> None:
 
 def test_clients_without_one_are_told_so(server: Server) -> None:
     with Client(server.url, api_key="wrong") as client, pytest.raises(Unauthorized, match="not known here"):
-        client.text(prompt="hello")
+        client.generate(prompt="hello")
     with (
         openai.OpenAI(base_url=server.url + "/v1", api_key="wrong", max_retries=0, timeout=30) as sdk,
         pytest.raises(openai.AuthenticationError) as refusal,
