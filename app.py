@@ -14,6 +14,7 @@ from worker.jobs import Jobs
 from worker.observe.history import History
 from worker.observe.log import Outcome, RecordWriter
 from worker.observe.metrics import Metrics, WebNumbers
+from worker.observe.telemetry import open_telemetry
 from worker.settings import Settings
 from worker.streams.channel import EndOfChannel
 from worker.streams.wakeup import new_wakeup
@@ -53,7 +54,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         engine: Default: a new one for these settings. One that is given must be started by the caller.
 
     Raises:
-        SettingsError: The environment holds an unknown or bad setting.
+        SettingsError: The environment holds an unknown or bad setting, or what it asks for is not installed.
     """
     if settings is None:
         settings = read_settings(os.environ)
@@ -73,9 +74,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     )
     history = History(engine.numbers, engine.tallies)
 
-    def note_outcome(outcome: Outcome) -> None:
+    telemetry = open_telemetry(settings, os.environ)
+
+    def note_outcome(outcome: Outcome) -> str:
         metrics.note_outcome(outcome)
         history.note_outcome(outcome)
+        return telemetry.note_outcome(outcome)
 
     records = RecordWriter(engine.records, note_outcome)
 
@@ -83,7 +87,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     # A greenlet under gevent, a thread elsewhere: it writes what the generation thread may not.
     housekeeper = threading.Thread(target=_keep_house, args=(jobs, records, history), name="housekeeper", daemon=True)
-    shared = Context(settings, engine, jobs, streams, records, metrics, history, housekeeper)
+    shared = Context(settings, engine, jobs, streams, records, metrics, history, telemetry, housekeeper)
     app.extensions[EXTENSION] = shared
     apis = (native, openai, chat_completions, completions, responses, messages, tokenization)
     for room in (*apis, ops, operations, openapi, page):

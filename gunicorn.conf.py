@@ -9,15 +9,19 @@ from typing import Any
 from worker import process
 from worker.config import read_settings
 from worker.errors import SettingsError
-from worker.observe.log import is_news
+from worker.observe.log import is_news, speak_json
+from worker.observe.telemetry import check_telemetry
 
 # Asked before gunicorn has its own handler. On a reload, which executes this file again, nobody looks at it.
 is_immune_to_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 try:
     settings = read_settings(os.environ)
+    check_telemetry(settings, os.environ)
 except SettingsError as error:
     sys.exit(f"endstop: {error}")
 process.hide_keys(os.environ)
+if settings.log_format == "json":
+    speak_json()
 
 host_in_url = f"[{settings.host}]" if ":" in settings.host else settings.host
 bind = f"{host_in_url}:{settings.port}"
@@ -98,11 +102,14 @@ def when_ready(server: Any) -> None:
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host_in_url, host_in_url)
     url = f"http://{host}:{settings.port}"
     key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
-    print(
+    text = (
         f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute {key}-d "
-        """'{"messages":[{"role":"user","content":"What is the capital of France?"}]}'""",
-        flush=True,
+        """'{"messages":[{"role":"user","content":"What is the capital of France?"}]}'"""
     )
+    if settings.log_format == "json":  # many platforms read stdout and stderr as one log
+        process.logger.info("%s", text)
+    else:
+        print(text, flush=True)
 
 
 def post_fork(server: Any, worker: Any) -> None:

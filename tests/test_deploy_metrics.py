@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.apps import app_in_process
 from tests.support.engines import wait_until
+from tests.support.pages import table
 from worker import errors
 from worker.observe.metrics import STATES
 from worker.observe.watchdog import Phase
@@ -59,18 +60,9 @@ def series(families: dict[str, tuple[str, set[str]]]) -> dict[str, set[str]]:
     return found
 
 
-def rows() -> dict[str, list[str]]:
-    found = {}
-    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
-        if line.startswith("| `"):
-            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-            found[name.strip("`")] = cells
-    return found
-
-
 def test_the_page_has_every_metric_its_type_and_its_labels(families: dict[str, tuple[str, set[str]]]) -> None:
     documented = {}
-    for name, (kind, labels, about) in rows().items():
+    for name, (kind, labels, about) in table("metrics.md", "name").items():
         assert about, name
         common = set() if name.startswith("process_") else {"model_name"}
         documented[name] = kind, set(re.findall(r"`(\w+)`", labels)) | common

@@ -42,7 +42,7 @@ NOT_RUN = {
     "README.md": 1,
     "docs/embed.md": 1,
     "docs/endings.md": 2,
-    "docs/metrics.md": 1,
+    "docs/metrics.md": 2,
     "docs/own-model.md": 3,
     "spec/README.md": 1,
 }

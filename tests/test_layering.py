@@ -105,6 +105,8 @@ def test_each_library_lives_in_its_room(path: Path) -> None:
         assert not roots & TORCH, "torch lives in worker/engine and nowhere else"
     if room not in ("worker.web", "app"):
         assert not roots & FLASK, "flask lives in worker/web and app.py and nowhere else"
+    if module_of(path) != "worker.observe.otlp":
+        assert "opentelemetry" not in roots, "it is an extra: only what is imported when it is on may import it"
 
 
 @pytest.mark.parametrize("name", sorted(TORCH_FREE))

@@ -495,7 +495,10 @@ class Clock:
 
 def fake_app(engine: FakeEngine, streams: Any) -> Any:
     housekeeper = SimpleNamespace(join=lambda timeout_s: engine.said.append("last words"))
-    shared = SimpleNamespace(engine=engine, streams=streams, settings=Settings(), housekeeper=housekeeper)
+    telemetry = SimpleNamespace(close=lambda limit_s: engine.said.append("telemetry"))
+    shared = SimpleNamespace(
+        engine=engine, streams=streams, settings=Settings(), housekeeper=housekeeper, telemetry=telemetry
+    )
     return SimpleNamespace(extensions={"endstop": shared})
 
 
@@ -640,7 +643,15 @@ def test_a_worker_that_leaves_ends_its_streams_then_its_engine_then_itself(clock
     with pytest.raises(Exit) as left:
         process.leaving(fake_app(engine, Streams()))
     assert left.value.args == (0,)
-    assert list(dict.fromkeys(engine.said)) == ["drain 0", "open", "closed", "end now", "stop", "last words"]
+    assert list(dict.fromkeys(engine.said)) == [
+        "drain 0",
+        "open",
+        "closed",
+        "end now",
+        "stop",
+        "last words",
+        "telemetry",
+    ]
 
 
 def test_sigquit_ends_the_streams_before_gunicorn_exits(clock: Clock) -> None:
@@ -724,7 +735,7 @@ def test_a_worker_that_leaves_does_not_wait_for_a_client_that_never_reads(clock:
     with pytest.raises(Exit):
         process.leaving(fake_app(engine, SimpleNamespace(num_open=1)))
     assert clock.now < 1000 + process.STREAM_END_S + 0.1
-    assert engine.said == ["drain 0", "end now", "stop", "last words"]
+    assert engine.said == ["drain 0", "end now", "stop", "last words", "telemetry"]
 
 
 def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

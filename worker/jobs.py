@@ -30,7 +30,7 @@ from worker.prompts import (
     check_tools,
     max_tokens_of,
 )
-from worker.request import GenerateRequest
+from worker.request import NO_ORIGIN, GenerateRequest, Origin
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
 from worker.streams.narration import Narrator
@@ -64,7 +64,7 @@ class Jobs:
         *,
         body: str = "",
         client: str = "",
-        x_request_id: str = "",
+        origin: Origin = NO_ORIGIN,
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> tuple[list[Job], bool]:
@@ -97,7 +97,7 @@ class Jobs:
             with self._keys_lock:
                 known = self._known(place)
                 if known is None:
-                    jobs = self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
+                    jobs = self._launch_all(admitted, client, origin, on_disconnect, num_choices)
                     self._keyed[place] = jobs, digest
                     return jobs, False
         if known[1] != digest:
@@ -116,7 +116,7 @@ class Jobs:
         on_disconnect: OnDisconnect,
         *,
         client: str = "",
-        x_request_id: str = "",
+        origin: Origin = NO_ORIGIN,
         num_choices: int = 1,
         default_max_tokens: int | None = None,
     ) -> list[Job]:
@@ -126,7 +126,7 @@ class Jobs:
             requests: Validated by their schema.
             on_disconnect: What the route does if the request does not say.
             client: Whose they are: the name of an API key, or empty where none is needed.
-            x_request_id: What their client calls them in its own log.
+            origin: The HTTP request that makes them.
             num_choices: How many answers each gets. With a seed, the next answer has the next seed.
             default_max_tokens: How long an answer is that the request does not limit, where the context leaves as
                 much. None: all that the context leaves.
@@ -144,7 +144,7 @@ class Jobs:
         admitted = [
             self._admit(request, client, on_disconnect, num_choices, default_max_tokens) for request in requests
         ]
-        return self._launch_all(admitted, client, x_request_id, on_disconnect, num_choices)
+        return self._launch_all(admitted, client, origin, on_disconnect, num_choices)
 
     def _check_number(self, number: int) -> None:
         limit = self._settings.max_streams
@@ -156,14 +156,12 @@ class Jobs:
         self,
         admitted: "list[_Admitted]",
         client: str,
-        x_request_id: str,
+        origin: Origin,
         on_disconnect: OnDisconnect,
         num_choices: int,
     ) -> list[Job]:
         made = [
-            self._make(one, client, x_request_id, on_disconnect, choice)
-            for one in admitted
-            for choice in range(num_choices)
+            self._make(one, client, origin, on_disconnect, choice) for one in admitted for choice in range(num_choices)
         ]
         self._engine.submit(*(sequence for _, sequence in made))
         jobs = [job for job, _ in made]
@@ -193,7 +191,7 @@ class Jobs:
         return _Admitted(request, prompt_ids, max_tokens, deadlines, model.tokenizer, answer_format, constraints)
 
     def _make(
-        self, admitted: "_Admitted", client: str, x_request_id: str, on_disconnect: OnDisconnect, choice: int
+        self, admitted: "_Admitted", client: str, origin: Origin, on_disconnect: OnDisconnect, choice: int
     ) -> tuple[Job, Sequence]:
         request = admitted.request
         params = request.sampling(admitted.max_tokens)
@@ -220,7 +218,8 @@ class Jobs:
             deadlines=admitted.deadlines,
             narrator=narrator,
             client=client,
-            x_request_id=x_request_id,
+            origin=origin,
+            is_chat=request.messages is not None,
             constraint=admitted.constraints[choice] if admitted.constraints else None,
         )
         started = Started(job_id, self._settings.model_name, datetime.now(UTC).isoformat(timespec="milliseconds"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from worker.errors import SHUTTING_DOWN
 from worker.keys import ApiKeys
-from worker.observe.heartbeat import Heartbeat
+from worker.observe.heartbeat import Heartbeat, worker_name
 from worker.observe.loading import show_loading
 from worker.settings import Settings
 from worker.streams.native import is_gevent_patched, native_sleep
@@ -40,6 +40,8 @@ SEND_BUFFER_BYTES = 128 * 1024
 STREAM_END_S = 1.5
 JOIN_S = 2.0
 LAST_WORDS_S = 0.5
+# For a collector to take what it has not been told yet, of the time that those before have left.
+FLUSH_S = 1.0
 # From the end of a drain to the end of the process. gunicorn kills what is later.
 LEAVE_S = 7
 
@@ -233,7 +235,7 @@ def heartbeat_of(app: Any) -> dict[str, Any]:
     state = "DEAD" if fault else "DRAINING" if is_leaving else numbers.state
     reason = fault or (SHUTTING_DOWN if is_leaving else engine.reason)
     return {
-        "worker_id": settings.worker_id or f"{socket.gethostname()}:{settings.port}",
+        "worker_id": worker_name(settings),
         "state": state,
         "reason": reason,
         "model": settings.model_name,
@@ -276,10 +278,12 @@ def leaving(app: Any) -> None:
     The interpreter is not torn down: under a thread inside torch it aborts, a pool thread that waits for a client holds
     it up, and gevent's own shutdown switches to greenlets that are ending too.
     """
+    deadline = time.monotonic() + STREAM_END_S + JOIN_S + LAST_WORDS_S
     _end_streams(app, STREAM_END_S)
     shared = app.extensions["endstop"]
     shared.engine.stop(JOIN_S)
     shared.housekeeper.join(LAST_WORDS_S)  # it writes the outcomes of those who have just ended
+    shared.telemetry.close(min(FLUSH_S, deadline - time.monotonic()))
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a terminal or a pipe that is gone

@@ -166,6 +166,10 @@ class Settings:
     worker_class: str = _setting("gevent", "gunicorn worker class", choices=("gevent", "gthread"))
     log_level: str = _setting("info", "log level", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("text", "json: each line of the log is an object", choices=("text", "json"))
+    # By a name of its own and not where OTEL_EXPORTER_OTLP_ENDPOINT is set: platforms set that for everybody.
+    opentelemetry: str = _setting(
+        "off", "on: traces and metrics go to a collector, which the OTEL_ variables name", choices=("off", "on")
+    )
     # The URL may have a password in it.
     heartbeat_url: str = _setting(
         "",

@@ -1,5 +1,6 @@
 """What is news in the log of the server below us, and lines of our own."""
 
+import io
 import json
 import logging
 import sys
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from worker.events import Usage
-from worker.observe.log import JsonFormatter, Outcome, Record, RecordWriter, is_news
+from worker.observe.log import JsonFormatter, JsonStderr, Outcome, Record, RecordWriter, StderrHandler, is_news
+from worker.request import Origin
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 
@@ -67,7 +69,46 @@ def test_a_traceback_is_in_the_line() -> None:
     assert found["x_request_id"] == "order-7"
 
 
-OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0, None, 31.0, "order-7")
+def printed(*texts: str) -> list[dict[str, Any]]:
+    raw = io.StringIO()
+    stderr = JsonStderr(raw)
+    for text in texts:
+        assert stderr.write(text) == len(text)
+    return [json.loads(line) for line in raw.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("texts", "messages"),
+    [
+        (["a line\n"], ["a line"]),
+        (["a ", "line", "\n", "and more"], ["a line"]),
+        (["two\nlines\n"], ["two\nlines"]),
+        (["one\nand the beginning", " of another\n"], ["one", "and the beginning of another"]),
+        (["\n", "  \n"], []),
+    ],
+)
+def test_what_others_print_becomes_lines(texts: list[str], messages: list[str]) -> None:
+    found = printed(*texts)
+    assert [line["message"] for line in found] == messages
+    assert {(line["level"], line["logger"]) for line in found} <= {("warning", "stderr")}
+
+
+def test_a_line_that_never_ends_is_not_kept_for_ever() -> None:
+    found = printed(*["\r 10%"] * JsonStderr.max_begun)
+    assert sum(len(line["message"]) for line in found) > 4 * JsonStderr.max_begun
+
+
+def test_lines_of_the_log_are_not_wrapped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", JsonStderr(raw))
+    handler = StderrHandler()
+    handler.setFormatter(JsonFormatter())
+    handler.handle(logging.LogRecord("endstop", logging.INFO, "", 0, "a line", None, None))
+    [line] = raw.getvalue().splitlines()
+    assert json.loads(line)["logger"] == "endstop"
+
+
+OUTCOME = Outcome("job", "alice", "end", "EOS", Usage(5, 3, 2), 1.5, 20.25, 10.0, None, 31.0, origin=Origin("order-7"))
 
 
 def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging.LogRecord:
@@ -76,7 +117,7 @@ def written(caplog: pytest.LogCaptureFixture, on_outcome: Any = None) -> logging
     receiver: ReceiveChannel[Record, None]
     sender, receiver = open_channel(ThreadWakeup(), None)
     sender.send(OUTCOME)
-    writer = RecordWriter(receiver, on_outcome or (lambda outcome: None))
+    writer = RecordWriter(receiver, on_outcome or (lambda outcome: "4bf9"))
     writer.write_waiting(0)
     [record] = caplog.records
     return record
@@ -97,6 +138,7 @@ def test_an_outcome_has_its_numbers_as_numbers(caplog: pytest.LogCaptureFixture)
         "event": "outcome",
         "job_id": "job",
         "x_request_id": "order-7",
+        "trace_id": "4bf9",
         "key": "alice",
         "outcome": "end",
         "code": "EOS",

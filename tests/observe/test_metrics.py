@@ -57,7 +57,7 @@ def test_the_engine_is_read_when_somebody_asks() -> None:
     found = scrape(metrics_of())
     assert found("vllm:num_requests_running") == 2
     assert found("vllm:num_requests_waiting") == 3
-    assert found("vllm:kv_cache_usage_perc") == 0.25
+    assert (found("vllm:kv_cache_usage_perc"), found("endstop_cache_remembered")) == (0.25, 0.5)
     assert (found("vllm:prefix_cache_queries_total"), found("vllm:prefix_cache_hits_total")) == (40, 10)
     assert found("vllm:num_preemptions_total") == 1
     assert found("vllm:spec_decode_num_draft_tokens_total") == 8

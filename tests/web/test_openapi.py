@@ -133,6 +133,20 @@ def test_everything_is_described(doc: dict[str, Any]) -> None:
                 assert field.get("description"), f"{name} of {path}"
 
 
+def test_every_request_may_have_a_name_and_every_answer_has_one(doc: dict[str, Any]) -> None:
+    for path, _, operation in operations(doc):
+        [sent] = [one for one in operation["parameters"] if one["name"] == "X-Request-Id"]
+        assert sent["in"] == "header", path
+        assert not sent.get("required"), path
+        for name in ("a" * 200, "00-af-01", "a.b_c~d:e/f+g=h@i|j-k"):
+            assert problems(doc, sent["schema"], name) == []
+        for name in ("", "a" * 201, "a b", "a,b", "ü", "a;b"):
+            assert problems(doc, sent["schema"], name) != []
+        for status, answer in operation["responses"].items():
+            # What is refused ahead of the app has none.
+            assert answer["headers"]["X-Request-Id"]["required"] == (int(status) < 400), (path, status)
+
+
 def test_no_two_operations_have_one_name(doc: dict[str, Any]) -> None:
     names = [operation["operationId"] for _, _, operation in operations(doc)]
     assert sorted(set(names)) == sorted(names)

@@ -8,7 +8,10 @@ from flask import Flask
 
 from tests.support.apps import app_in_process
 from tests.support.engines import wait_until
+from worker.engine.sequence import Sequence
 from worker.keys import ApiKeys
+from worker.request import Origin, TraceParent
+from worker.web.request_id import trace_parent
 
 KEY = "open-sesame-open-sesame"
 CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
@@ -82,6 +85,65 @@ def test_what_is_no_name_is_refused_by_name(app: Flask, name: str, path: str) ->
     assert answer.status_code == 400
     assert "X-Request-Id" in answer.text
     assert answer.headers["X-Request-Id"] not in ("", name)
+
+
+TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("header", "is_sampled"),
+    [
+        (f"00-{TRACE_ID}-{SPAN_ID}-01", True),
+        (f"00-{TRACE_ID}-{SPAN_ID}-00", False),
+        (f"00-{TRACE_ID}-{SPAN_ID}-03", True),
+        (f"cc-{TRACE_ID}-{SPAN_ID}-01-what-the-future-brings", True),
+    ],
+)
+def test_a_request_says_which_span_it_is_a_part_of(app: Flask, header: str, is_sampled: bool) -> None:
+    with app.test_request_context("/health", headers={"traceparent": header}):
+        assert trace_parent() == TraceParent(TRACE_ID, SPAN_ID, is_sampled)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "rubbish",
+        f"ff-{TRACE_ID}-{SPAN_ID}-01",
+        f"00-{TRACE_ID}-{SPAN_ID}-01-more",
+        f"00-{TRACE_ID.upper()}-{SPAN_ID}-01",
+        f"00-{'0' * 32}-{SPAN_ID}-01",
+        f"00-{TRACE_ID}-{'0' * 16}-01",
+        f"00-{TRACE_ID}-{SPAN_ID}-01,00-{TRACE_ID}-{SPAN_ID}-01",
+        f"00-{TRACE_ID}-{SPAN_ID}-1",
+    ],
+)
+def test_what_names_no_span_is_let_through_without(app: Flask, header: str) -> None:
+    with app.test_request_context("/health", headers={"traceparent": header}):
+        assert trace_parent() is None
+    assert ask(app, "GET", "/health", headers={"traceparent": header}).status_code == 200
+
+
+def test_a_job_knows_where_it_comes_from(app: Flask) -> None:
+    engine = app.extensions["endstop"].engine
+    found: list[Sequence] = []
+    submit = engine.submit
+
+    def note_and_submit(*made: Sequence) -> None:
+        found.extend(made)
+        submit(*made)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "submit", note_and_submit)
+        parent = {"traceparent": f"00-{TRACE_ID}-{SPAN_ID}-01"}
+        ask(app, "POST", "/v1/chat/completions", "order-9", json=CHAT, headers=parent)
+        ask(app, "POST", "/v1/completions", "order-9", json={"prompt": "a", "max_tokens": 2})
+    span = TraceParent(TRACE_ID, SPAN_ID, is_sampled=True)
+    assert [one.origin for one in found] == [
+        Origin("order-9", "/v1/chat/completions", span),
+        Origin("order-9", "/v1/completions"),
+    ]
+    assert [one.is_chat for one in found] == [True, False]
 
 
 def test_an_error_is_logged_with_it(app: Flask, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,10 @@ def outcome_of(sequence: Sequence, terminal: Terminal) -> Outcome:
         decode_ms=_ms(_decode_s(sequence)),
         longest_gap_ms=None if sequence.longest_gap_s is None else _ms(sequence.longest_gap_s),
         total_ms=_ms(now - sequence.submitted_at),
-        x_request_id=sequence.x_request_id,
+        ended_at=now,
+        origin=sequence.origin,
+        is_chat=sequence.is_chat,
+        params=sequence.params,
     )
 
 

@@ -18,7 +18,7 @@ from worker.engine.lookup import Lookup
 from worker.engine.stop_strings import StopStrings
 from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
 from worker.events import Event, StopReason, Terminal, Usage
-from worker.request import SamplingParams
+from worker.request import NO_ORIGIN, Origin, SamplingParams
 from worker.streams.channel import SendChannel
 from worker.streams.narration import Narrator
 
@@ -55,7 +55,8 @@ class Sequence:
     deadlines: Deadlines
     narrator: Narrator | None = None
     client: str = ""  # the name of the API key that asks; empty where none is needed
-    x_request_id: str = ""  # what the client calls the request that made it; `request_id` is the job's own
+    origin: Origin = NO_ORIGIN  # the HTTP request that made it; `request_id` is the job's own
+    is_chat: bool = False  # asked with messages, not with a prompt
     constraint: Constraint | None = None  # what the answer may be, if not any text
     submitted_at: float = field(default_factory=time.monotonic)
 

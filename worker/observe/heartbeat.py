@@ -9,6 +9,7 @@ themselves without an end. `http.client` looks its own up when it connects.
 
 import json
 import logging
+import socket
 import threading
 import time
 import urllib.error
@@ -18,11 +19,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from worker.errors import one_line
+from worker.settings import Settings
 
 logger = logging.getLogger("endstop")
 
 TICK_S = 0.5  # how late a change of state may be told
 POST_LIMIT_S = 10.0
+
+
+def worker_name(settings: Settings) -> str:
+    """What this server is called by whoever watches several."""
+    return settings.worker_id or f"{socket.gethostname()}:{settings.port}"
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -7,20 +7,28 @@ through a channel, and the housekeeper, an ordinary thread or greenlet of the we
 import json
 import logging
 import sys
+import threading
+import time
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TextIO
+from types import MappingProxyType, TracebackType
+from typing import Any, TextIO
 
 from worker.events import Usage
+from worker.request import NO_ORIGIN, Origin, SamplingParams
 from worker.streams.channel import ChannelBroken, Receiver, SendChannel
 
 logger = logging.getLogger("endstop")
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the moment: while a progress bar runs, that is the bar's own redirection."""
+    """Writes to what `sys.stderr` is at the moment: while a progress bar runs, that is the bar's own redirection.
+
+    Where that makes lines of JSON of what it is given, it writes past it: its lines are such already.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -28,7 +36,8 @@ class StderrHandler(logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         """Looked up for every line."""
-        return sys.stderr
+        out = sys.stderr
+        return out.raw if isinstance(out, JsonStderr) else out
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,12 +47,69 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": at, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        line |= getattr(record, "fields", {})
+        fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+            fields["exception"] = self.formatException(record.exc_info)
+        return json_line(record.created, record.levelname.lower(), record.name, record.getMessage(), fields)
+
+
+def json_line(at: float, level: str, name: str, message: str, fields: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """One line of the log, as an object. `at` is Unix time."""
+    time_text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time_text, "level": level, "logger": name, "message": message, **fields})
+
+
+class JsonStderr:
+    """`sys.stderr` where the log is lines of JSON: what Python and its libraries print there becomes such lines.
+
+    Warnings, tracebacks of threads, handlers of libraries: whoever collects the log reads objects or nothing. Lines
+    that are written together are one object. No lock, for the generation thread may print too; two threads that print
+    parts of lines at the same time may mix them.
+    """
+
+    max_begun = 8192  # a bar that draws itself again and again never ends its line
+
+    def __init__(self, raw: TextIO) -> None:
+        """Write to `raw`, which the log's own lines go to as they are."""
+        self.raw = raw
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Print. Only whole lines are passed on."""
+        whole, newline, self._begun = (self._begun + text).rpartition("\n")
+        if len(self._begun) > self.max_begun:
+            whole, self._begun = whole + newline + self._begun, ""
+        if whole.strip():
+            self.raw.write(json_line(time.time(), "warning", "stderr", whole) + "\n")
+            self.raw.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing but the beginning of a line is kept."""
+        self.raw.flush()
+
+    def isatty(self) -> bool:
+        """A program reads it: no colours, no bars."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def speak_json() -> None:
+    """From now on all that this process and those that it forks print to stderr is lines of JSON. Idempotent.
+
+    Not `logging.captureWarnings`: what warns may be the generation thread, which must not come near its locks.
+    """
+    if not isinstance(sys.stderr, JsonStderr):
+        sys.stderr = JsonStderr(sys.stderr)
+        sys.excepthook = _say_exception
+        threading.excepthook = lambda args: _say_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _say_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What nobody has caught, as one print."""
+    sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -75,7 +141,10 @@ class Outcome:
         client: The name of the API key that asked; empty where none is needed.
         outcome: `end`, `error` or `cancelled`.
         detail: The stop reason, the error code, or who cancelled.
-        x_request_id: What the client calls the HTTP request, which may have made several; empty if nobody does.
+        ended_at: When it did, monotonic.
+        origin: The HTTP request that made it.
+        is_chat: Whether it was asked with messages.
+        params: What it was asked for.
     """
 
     request_id: str
@@ -88,7 +157,10 @@ class Outcome:
     decode_ms: float  # from the first token to the last
     longest_gap_ms: float | None  # between two tokens; None with fewer than two
     total_ms: float
-    x_request_id: str = ""
+    ended_at: float = 0.0
+    origin: Origin = NO_ORIGIN
+    is_chat: bool = False
+    params: SamplingParams | None = None
 
 
 Record = LogLine | Outcome
@@ -120,13 +192,14 @@ class RecordWriter:
     """Writes records to the log and counts outcomes. One consumer at a time."""
 
     def __init__(
-        self, records: Receiver[Record, None], on_outcome: Callable[[Outcome], None] = lambda outcome: None
+        self, records: Receiver[Record, None], on_outcome: Callable[[Outcome], str] = lambda outcome: ""
     ) -> None:
         """Write what comes.
 
         Args:
             records: What the engine has to say.
-            on_outcome: Told of every request that has ended, on the housekeeper's thread.
+            on_outcome: Told of every request that has ended, on the housekeeper's thread. Says the id of its trace, or
+                nothing.
         """
         self._records = records
         self._on_outcome = on_outcome
@@ -146,12 +219,12 @@ class RecordWriter:
 
     def _write_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.outcome, outcome.detail] += 1
-        self._on_outcome(outcome)
+        trace_id = self._on_outcome(outcome)
         logger.info(
             "request %s x_request_id=%s key=%s outcome=%s{%s} prompt_tokens=%d tokens=%d queue_ms=%.0f ttft_ms=%s "
             "longest_gap_ms=%s total_ms=%.0f",
             outcome.request_id,
-            outcome.x_request_id or "-",
+            outcome.origin.x_request_id or "-",
             outcome.client or "-",
             outcome.outcome,
             outcome.detail,
@@ -161,16 +234,17 @@ class RecordWriter:
             _whole(outcome.ttft_ms),
             _whole(outcome.longest_gap_ms),
             outcome.total_ms,
-            extra={"fields": _fields_of(outcome)},
+            extra={"fields": _fields_of(outcome, trace_id)},
         )
 
 
-def _fields_of(outcome: Outcome) -> dict[str, object]:
+def _fields_of(outcome: Outcome, trace_id: str) -> dict[str, object]:
     """An outcome for those who read JSON. Without prompt and answer, as the line."""
     return {
         "event": "outcome",
         "job_id": outcome.request_id,
-        "x_request_id": outcome.x_request_id,
+        "x_request_id": outcome.origin.x_request_id,
+        "trace_id": trace_id,
         "key": outcome.client,
         "outcome": outcome.outcome,
         "code": outcome.detail,

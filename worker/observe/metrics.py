@@ -162,6 +162,8 @@ class _EngineCollector:
         yield self._gauge("vllm:num_requests_running", "Requests that hold a slot.", now.num_running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for a slot.", now.num_waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of the cache that is in use, 0 to 1.", now.cache_usage)
+        about = "Share of the cache that is free and known to hold what some prompt may begin with."
+        yield self._gauge("endstop_cache_remembered", about, now.cache_remembered)
         yield self._total("vllm:prefix_cache_queries", "Tokens looked for in the cache.", now.num_prefix_tokens)
         yield self._total("vllm:prefix_cache_hits", "Tokens found in the cache.", now.num_prefix_hits)
         yield self._total("vllm:num_preemptions", "Requests that gave their blocks up.", now.num_preempted)

@@ -28,12 +28,13 @@ from worker.jobs import Jobs
 from worker.observe.history import History
 from worker.observe.log import RecordWriter
 from worker.observe.metrics import Metrics
+from worker.observe.telemetry import Telemetry
 from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.aside import Aside, new_aside
 from worker.web.auth import client
 from worker.web.patience import body_within
-from worker.web.request_id import request_id
+from worker.web.request_id import origin
 from worker.web.sse import OpenStreams
 
 Result = TypeVar("Result")
@@ -69,6 +70,7 @@ class Context:
     records: RecordWriter
     metrics: Metrics
     history: History
+    telemetry: Telemetry
     housekeeper: threading.Thread
     aside: Aside = field(default_factory=new_aside)  # where large bodies are parsed
 
@@ -172,7 +174,7 @@ def start_jobs(
     key = request.headers.get(KEY_HEADER)
     asked: Any = {
         "client": client(),
-        "x_request_id": request_id(),
+        "origin": origin(),
         "num_choices": num_choices,
         "default_max_tokens": default_max_tokens,
     }

@@ -22,6 +22,7 @@ from werkzeug.routing import Rule
 
 from worker.errors import NotReady, Unauthorized
 from worker.request import StrictModel
+from worker.web import request_id
 from worker.web.auth import OPEN_PATHS
 from worker.web.context import context
 from worker.web.description import GROUPS, Description, describes, description_of
@@ -241,9 +242,11 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
         "tags": [description.group],
         "summary": summary,
-        "parameters": list(description.parameters),
+        "parameters": [*description.parameters, request_id.PARAMETER],
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
+    for status, answer in answers.items():
+        answer.setdefault("headers", {})[request_id.HEADER] = _request_id_header(status)
     if route.needs_key:
         operation["security"] = [{name: []} for name in _KEYS]
     same = f"Another name of `{route.alias_of}`.\n\n" if route.alias_of else ""
@@ -253,6 +256,13 @@ def _operation(route: _Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
         content = {"schema": schema_of[description.body], "example": description.example}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
+
+
+def _request_id_header(status: int) -> dict[str, Any]:
+    # What is refused ahead of the app has no name: there is no line of the log with it.
+    schema = request_id.PARAMETER["schema"]
+    about = "The name of the request, of its client or made."
+    return {"description": about, "required": status < 400, "schema": schema}
 
 
 def _event(data: dict[str, Any]) -> dict[str, Any]:

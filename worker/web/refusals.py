@@ -20,7 +20,7 @@ from worker.errors import (
 )
 from worker.web.context import context
 from worker.web.openai_answers import OpenAIError
-from worker.web.request_id import request_id
+from worker.web.request_id import request_id, trace_parent
 
 logger = logging.getLogger("endstop")
 
@@ -209,6 +209,8 @@ def _refuse_http(error: HTTPException) -> Response:
 
 def _refuse_bug(error: Exception) -> Response:
     fields = {"x_request_id": request_id(), "method": request.method, "path": request.path}
+    if (parent := trace_parent()) is not None:
+        fields["trace_id"] = parent.trace_id
     logger.exception(
         "%s %s failed x_request_id=%s", request.method, request.path, request_id(), extra={"fields": fields}
     )
