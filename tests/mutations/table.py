@@ -4,6 +4,7 @@ from tests.mutations import (
     access,
     channels,
     clients,
+    deploy,
     engine,
     faults,
     jobs,
@@ -39,4 +40,5 @@ MUTATIONS: list[Mutation] = [
     *terminal.MUTATIONS,
     *process.MUTATIONS,
     *observe.MUTATIONS,
+    *deploy.MUTATIONS,
 ]

@@ -98,11 +98,13 @@ def running_server(
     wait: bool = True,
     env: Mapping[str, str] = MappingProxyType({}),
     key: str = "",
+    root: Path = ROOT,
 ) -> Iterator[Server]:
     """A gunicorn with the project's own configuration; killed at the end on every path.
 
     Args:
         key: What the test itself sends, if `env` has API keys.
+        root: Where the server's sources are.
     """
     port = free_port()
     log = folder / f"server-{port}.log"
@@ -114,7 +116,7 @@ def running_server(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", app],
-            cwd=ROOT,
+            cwd=root,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
