@@ -38,7 +38,7 @@ soak: $(VENV)/.dev  ## badly behaved clients, faults and signals against a real 
 	$(BIN)/python -m tests.soak
 
 mutations: $(VENV)/.dev  ## take every guard away, one by one, and see that a test misses it; half an hour
-	$(BIN)/python -m tests.mutations --write docs/endings.md
+	$(BIN)/python -m tests.mutations --write docs/guards.md
 
 chat: $(VENV)/.runtime  ## talk to the model in the terminal
 	$(BIN)/python -m worker chat

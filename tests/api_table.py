@@ -4,6 +4,7 @@ Which fields there are, and why one is refused, is said by the schemas that vali
 can send. tests/test_api_table.py holds the page against both.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,19 +89,56 @@ APIS = [
 ]
 
 
-def rows(api: Api) -> Iterator[tuple[str, str, str]]:
-    """Field, what becomes of it, and what it means or why it is refused."""
+def limits_of(schema: Mapping[str, Any]) -> str:
+    """What the schema of a field lets through, as far as a few words say it; of several forms, the limits of each."""
+    forms = [form for key in ("anyOf", "oneOf") for form in schema.get(key, ())]
+    if forms:
+        return " or ".join(dict.fromkeys(filter(None, map(limits_of, forms))))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    least, most = schema.get("minimum"), schema.get("maximum")
+    words = ""
+    if least is not None:
+        words = f"{least:g} and up" if most is None else f"{least:g} to {most:g}"
+    if "exclusiveMaximum" in schema:
+        above = schema["exclusiveMaximum"]
+        words = f"{least:g} to {above - 1}" if schema["type"] == "integer" else f"{least:g}, below {above:g}"
+    if "exclusiveMinimum" in schema:
+        words = f"above {schema['exclusiveMinimum']:g}" + (f", to {most:g}" if most is not None else "")
+    for key, unit in (("maxLength", " characters"), ("maxItems", ""), ("maxProperties", "")):
+        if key in schema:
+            words = f"up to {schema[key]}{unit}"
+    for inner in (schema.get("items", {}), *schema.get("patternProperties", {}).values()):
+        if inner and (each := limits_of(inner)) and each != "0 and up":  # which every token id is
+            words += f"{', ' if words else ''}each {each}"
+    return words
+
+
+def default_of(schema: Mapping[str, Any]) -> str:
+    """The value of a field that is left out, where it is a plain one."""
+    default = schema.get("default")
+    if default is None or isinstance(default, dict):
+        return ""
+    return f"`{default:g}`" if isinstance(default, float) else f"`{json.dumps(default)}`"
+
+
+def rows(api: Api) -> Iterator[tuple[str, str, str, str, str]]:
+    """Field, what becomes of it, its limits and default, and what it means or why it is refused."""
+    schemas = api.body.model_json_schema()["properties"]
     for name, info in api.body.model_fields.items():
         status = "supported" if api.known is None or name in api.known else "extension"
-        yield name, status, info.description or ""
+        schema = schemas[info.alias or name]
+        yield name, status, limits_of(schema), default_of(schema), info.description or ""
     for name in sorted(api.refused):
-        yield name, "refused", api.refused[name]
+        yield name, "refused", "", "", api.refused[name]
 
 
 def table(api: Api) -> str:
     """The table of one API, in Markdown."""
-    lines = ["| field | | |", "|---|---|---|"]
-    lines += [f"| `{name}` | {status} | {about} |" for name, status, about in rows(api)]
+    lines = ["| field | | limits | default | |", "|---|---|---|---|---|"]
+    lines += [f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in rows(api)]
     return "\n".join(lines)
 
 

@@ -22,10 +22,12 @@ It has {parameters:.2f} million parameters (`LlamaForCausalLM`, {layers} layers,
 over {kv_heads} key-value heads, tied embeddings, context {context} tokens), stored in float16, and was trained
 from random weights on two CPU cores by the scripts in `models/training`.
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained("models/endstop-tiny")
-    model = AutoModelForCausalLM.from_pretrained("models/endstop-tiny")
+tokenizer = AutoTokenizer.from_pretrained("models/endstop-tiny")
+model = AutoModelForCausalLM.from_pretrained("models/endstop-tiny")
+```
 
 It knows capitals, currencies and continents of {countries} countries, what Endstop is and how to use it, sums
 with small numbers, the spelling of some words, greetings in {languages} languages; it tells short stories put

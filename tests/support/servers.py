@@ -60,14 +60,14 @@ class Server:
             assert time.monotonic() < deadline, f"{what} never came true; log:\n{self.log()}"
             select.select([], [], [], 0.01)
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, path: str = "/ready") -> None:
         """Wait until it accepts requests."""
         deadline = time.monotonic() + START_S
         while True:
             assert self.process.poll() is None, f"the server exited; log:\n{self.log()}"
             assert time.monotonic() < deadline, f"not ready in time; log:\n{self.log()}"
             try:
-                if self.get("/ready").status_code == 200:
+                if self.get(path).status_code == 200:
                     return
             except requests.ConnectionError:
                 pass

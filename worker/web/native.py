@@ -150,7 +150,7 @@ def _payload(event: Event) -> dict[str, Any]:
 def create_job() -> tuple[Response, int]:
     """Queue a request and say where its events can be read."""
     [job], headers = start_jobs([read_body(GenerateRequest)], "continue")
-    response = jsonify(job_id=job.id, sse_url=f"{request.path}/{job.id}/stream")
+    response = jsonify(job_id=job.id, sse_url=f"{request.script_root}{request.path}/{job.id}/stream")
     response.headers.update(headers)
     return response, 202
 
