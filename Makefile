@@ -10,7 +10,7 @@ TEST_JOBS ?= 3
 .PHONY: help setup serve test spec lint types check soak mutations chat bench llama-server model clean
 
 help:           ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 setup: $(VENV)/.dev  ## install everything into .venv; quick when nothing changed
 
