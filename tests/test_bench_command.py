@@ -2,33 +2,32 @@
 
 import json
 import ssl
-import subprocess
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.http_server import HTTPServer, QuietHandler, self_signed
 from tests.support.servers import running_server
 from worker.__main__ import cli
 from worker.bench import summarize
 from worker.load import Stream, run
 
 
-class ChatServer:
+class ChatServer(HTTPServer):
     """Answers every request with the same tokens; refuses each `refuse_every`th; notes what it was asked."""
 
-    def __init__(self, refuse_every: int = 0, answer_s: float = 0.0) -> None:
+    def __init__(self, refuse_every: int = 0, answer_s: float = 0.0, context: ssl.SSLContext | None = None) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.most_open = self.num_open = 0
         lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 self._send("application/json", json.dumps({"data": [{"id": "little"}]}).encode())
 
@@ -58,21 +57,7 @@ class ChatServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self) -> "ChatServer":
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        super().__init__(Handler, context)
 
 
 def bench(*arguments: str) -> Result:
@@ -138,26 +123,12 @@ def test_nothing_that_failed_counts_as_time() -> None:
     assert (result.elapsed_s, result.tokens_per_s, result.ttft_ms) == (0.0, 0.0, {})
 
 
-@pytest.fixture
-def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path, public = tmp_path / "pair.pem", tmp_path / "cert.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
-    )
-    subprocess.run([*command.split(), "-keyout", str(path), "-out", str(public)], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + public.read_bytes())
-    monkeypatch.setenv("SSL_CERT_FILE", str(public))
-    return path
-
-
-def test_a_server_behind_tls(certificate: Path) -> None:
-    server = ChatServer()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
-    with server:
+def test_a_server_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, certificate = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with ChatServer(context=context) as server:
         body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
-        streams = run(f"https://{server.address}", [body] * 3, concurrency=2, limit_s=10)
+        streams = run(server.url, [body] * 3, concurrency=2, limit_s=10)
     assert [(stream.num_tokens, stream.failure) for stream in streams] == [(4, "")] * 3
 
 

@@ -52,8 +52,8 @@ def test_a_model_that_the_hub_does_not_have(tmp_path: Path, worker_class: str) -
 
 def test_whoever_watches_sees_the_bytes_of_a_download_and_of_the_weights(tmp_path: Path) -> None:
     folder = save_random_model(tmp_path / "source")
-    (folder / "notes.txt").write_bytes(os.urandom(1_500_000))
-    with fake_hub("someone/random-llama", folder, bytes_per_s=500_000) as (endpoint, _):
+    (folder / "notes.txt").write_bytes(os.urandom(4_000_000))
+    with fake_hub("someone/random-llama", folder, bytes_per_s=2_000_000) as (endpoint, _):
         env = {
             "ENDSTOP_MODEL": "someone/random-llama",
             "HF_ENDPOINT": endpoint,

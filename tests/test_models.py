@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,20 +106,28 @@ def test_a_download_that_was_broken_off_is_marked_and_goes_on(source: Path, tmp_
     (source / "extra.safetensors").write_bytes(os.urandom(3_000_000))
     with fake_hub(NAME, source, bytes_per_s=500_000) as (endpoint, _):
         terminal = Terminal(endpoint, tmp_path / "cache")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "models", "download", NAME], cwd=ROOT, env=terminal.env
-        )
-        blobs = tmp_path / "cache" / "hub"
-        while not any(file.stat().st_size for file in blobs.rglob("*.incomplete")):
-            assert process.poll() is None
-        process.kill()
-        process.wait()
+        command = [sys.executable, "-m", "worker", "models", "download", NAME]
+        process = subprocess.Popen(command, cwd=ROOT, env=terminal.env)
+        try:
+            while not _has_begun(tmp_path / "cache" / "hub"):
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.wait()
         assert "(incomplete)" in terminal.run("list").stdout
     with fake_hub(NAME, source) as (endpoint, _):
         again = Terminal(endpoint, tmp_path / "cache")
         assert again.run("download", NAME).returncode == 0
         assert again.names() == ["endstop-tiny", NAME]
         assert "(incomplete)" not in again.run("list").stdout
+
+
+def _has_begun(cache: Path) -> bool:
+    try:
+        return any(file.stat().st_size for file in cache.rglob("*.incomplete"))
+    except FileNotFoundError:  # one that was small has become whole
+        return False
 
 
 def test_a_model_that_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

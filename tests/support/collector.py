@@ -1,10 +1,8 @@
 """An OpenTelemetry collector that keeps what it is sent: OTLP over HTTP, in protobuf."""
 
 import gzip
-import http.server
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.http_server import HTTPServer, QuietHandler
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class SeenPoint:
     attributes: dict[str, Any]
 
 
-class Collector:
+class Collector(HTTPServer):
     """Listens on a port of its own.
 
     Attributes:
@@ -59,7 +59,7 @@ class Collector:
         self.points: dict[tuple[str, frozenset[tuple[str, Any]]], SeenPoint] = {}
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers["Content-Encoding"] == "gzip":
@@ -70,15 +70,7 @@ class Collector:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"http{'s' * (context is not None)}://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=lambda: self._server.serve_forever(0.01))
-        self._thread.start()
+        super().__init__(Handler, context)
 
     def _keep(self, path: str, body: bytes) -> None:
         if path == "/v1/traces":
@@ -87,11 +79,6 @@ class Collector:
             assert path == "/v1/metrics", path
             for point in points_in(body):
                 self.points[point.name, frozenset(point.attributes.items())] = point
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import contextlib
 import hashlib
 import json
 import math
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.support.http_server import HTTPServer, QuietHandler
 
 CHUNK_BYTES = 65536
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -28,7 +28,7 @@ def fake_hub(
     """
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             asked.append(path)
@@ -68,15 +68,5 @@ def fake_hub(
                     self.wfile.write(data[begin : begin + CHUNK_BYTES])
                     time.sleep(CHUNK_BYTES / bytes_per_s)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with HTTPServer(Handler) as server:
+        yield server.url, asked

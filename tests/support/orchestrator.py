@@ -1,13 +1,13 @@
 """What heartbeats are sent to."""
 
-import http.server
 import json
 import ssl
-import threading
 from typing import Any
 
+from tests.support.http_server import HTTPServer, QuietHandler
 
-class Orchestrator:
+
+class Orchestrator(HTTPServer):
     """A server that notes what it is told.
 
     Attributes:
@@ -23,7 +23,7 @@ class Orchestrator:
         self.heads: list[tuple[str, str, str | None]] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.heads.append((self.command, self.path, self.headers["Content-Type"]))
@@ -38,17 +38,4 @@ class Orchestrator:
                 outer.heads.append((self.command, self.path, None))
                 self.send_error(404)
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"http{'s' * (context is not None)}://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=lambda: self._server.serve_forever(0.01))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler, context)

@@ -1,12 +1,11 @@
 """Heartbeats of real servers, under both worker classes, also over TLS."""
 
 import socket
-import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.http_server import self_signed
 from tests.support.orchestrator import Orchestrator
 from tests.support.servers import WORKER_CLASSES, RawStream, running_server
 
@@ -57,12 +56,7 @@ def test_an_orchestrator_hears_how_a_server_is_from_its_begin_to_its_end(tmp_pat
 @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_heartbeats_go_over_tls(tmp_path: Path, worker_class: str) -> None:
     """Where gevent has patched `ssl` too, and streams go on meanwhile."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = self_signed(tmp_path)
     orchestrator = Orchestrator(context)
     env = {"ENDSTOP_HEARTBEAT_URL": orchestrator.url, "ENDSTOP_HEARTBEAT_S": "0.1", "SSL_CERT_FILE": str(certificate)}
     try:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import ssl
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.collector import Collector, SeenSpan, deaf, nobody
+from tests.support.http_server import self_signed
 from tests.support.servers import WORKER_CLASSES, RawStream, Server, assert_ended_once, running_server
 from worker.settings import ROOT
 
@@ -146,12 +146,7 @@ def test_a_process_that_dies_says_who_died_with_it(tmp_path: Path, worker_class:
 @both
 def test_it_goes_over_tls(tmp_path: Path, worker_class: str) -> None:
     """Where gevent has patched `ssl` too."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = self_signed(tmp_path)
     collector = Collector(context)
     env = environment(collector.url, OTEL_EXPORTER_OTLP_CERTIFICATE=str(certificate))
     try:

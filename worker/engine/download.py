@@ -28,6 +28,8 @@ ReportBytes = Callable[[int, int], None]
 POLL_S = 0.2
 _PROGRESS = "progress "
 _WHY_CACHED = "cached "
+# The client's own 10 MiB move a bar every ten seconds on a slow line.
+CHUNK_BYTES = 2**20
 # A file that somebody is writing has been written to within that time.
 LEFTOVER_S = 600.0
 
@@ -163,16 +165,16 @@ def in_cache(name: str) -> str:
 
 
 def _fetch(name: str, report: ReportBytes) -> str:
-    from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub import constants, list_repo_files, snapshot_download
 
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     has_safetensors = any(re.fullmatch(r"[^/]+\.safetensors", file) for file in list_repo_files(name))
     unwanted = _OTHER_WEIGHTS if has_safetensors else None
     silent = _counting_bar(0, report)
     plan = snapshot_download(name, ignore_patterns=unwanted, tqdm_class=silent, dry_run=True)
-    _remove_leftovers(Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
+    _remove_leftovers(Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
     num_bytes = sum(file.file_size or 0 for file in plan if file.will_download)
-    _check_room(Path(HF_HUB_CACHE), num_bytes)
+    _check_room(Path(constants.HF_HUB_CACHE), num_bytes)
     bar_class = _counting_bar(num_bytes, report)
     return str(Path(snapshot_download(name, ignore_patterns=unwanted, tqdm_class=bar_class)))
 
