@@ -41,6 +41,7 @@ import requests
 
 __all__ = [
     "Answer",
+    "Call",
     "Client",
     "ConnectionFailed",
     "End",
@@ -57,6 +58,7 @@ __all__ = [
     "Narration",
     "NotReady",
     "Overloaded",
+    "Part",
     "ProtocolError",
     "Readiness",
     "RequestRefused",
@@ -398,16 +400,35 @@ class Narration(Event):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of what an answer is made of.
+
+    Attributes:
+        kind: text, reasoning, call (one begins: `call_id`, `name`), arguments (their JSON goes on) or call_end.
+        text: Of text, reasoning and arguments.
+        index: Of the call in the answer, from 0.
+    """
+
+    kind: str
+    text: str = ""
+    index: int | None = None
+    call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Token(Event):
     """Text of one token, or of several that waited for us and were merged.
 
-    It is the model's own text: calls of tools and reasoning stand in it as the model marks them.
+    `text` is the model's own: calls of tools and reasoning stand in it as the model marks them, and `parts` says what
+    is what. A mark takes several tokens, so there may be none yet.
     """
 
     text: str
     index: int  # of its first token
     num_tokens: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()  # of each token whose text begins here, if the request asks
+    parts: tuple[Part, ...] | None = None  # what of the answer has become known with it; None: its text
 
 
 @dataclass(frozen=True)
@@ -429,6 +450,7 @@ class End(Event):
     stop_reason: str  # EOS, MAX_TOKENS, STOP_SEQUENCE, CANCELLED
     stop_sequence_matched: str | None
     usage: Usage
+    parts: tuple[Part, ...] = ()  # what has become known by the end only
 
 
 @dataclass(frozen=True)
@@ -477,6 +499,25 @@ def _logprobs(listed: object) -> tuple[TokenLogprob, ...]:
             _logprobs(entry.get("top_logprobs", [])),
         )
         for entry in listed
+    )
+
+
+def _parts(payload: dict[str, Any]) -> tuple[Part, ...] | None:
+    if "parts" not in payload:
+        return None
+    return tuple(_part(entry) for entry in _field(payload, "parts", list))
+
+
+def _part(entry: object) -> Part:
+    if not isinstance(entry, dict):
+        raise ProtocolError(f"a part of an answer is {repr(entry)[:80]}")
+    kind = _field(entry, "type", str, of="a part")
+    return Part(
+        kind,
+        _field(entry, "text", str, of="a part") if kind in ("text", "reasoning", "arguments") else "",
+        _field(entry, "index", int, of="a part") if kind in ("call", "arguments", "call_end") else None,
+        _field(entry, "id", str, of="a part") if kind == "call" else "",
+        _field(entry, "name", str, of="a part") if kind == "call" else "",
     )
 
 
@@ -536,6 +577,7 @@ def parse_event(sse: ServerSentEvent) -> Event:
                 _field(payload, "i", int),
                 _field(payload, "n", int) if "n" in payload else 1,
                 _logprobs(payload.get("logprobs", [])),
+                _parts(payload),
             )
         case "metrics":
             names = ("tokens_per_sec", "vram_bytes", "queue_ms", "ttft_ms")
@@ -548,6 +590,7 @@ def parse_event(sse: ServerSentEvent) -> Event:
                 stop_reason=_field(payload, "stop_reason", str),
                 stop_sequence_matched=_field(payload, "stop_sequence_matched", *_OPTIONAL_TEXT),
                 usage=_usage(payload),
+                parts=_parts(payload) or (),
             )
         case "error":
             raise _generation_error(payload)
@@ -561,6 +604,19 @@ def _generation_error(payload: dict[str, Any]) -> GenerationError:
     except ProtocolError:
         usage = None
     return GenerationError(str(payload.get("code", "UNKNOWN")), str(payload.get("message", "")), usage)
+
+
+def _calls(parts: Sequence[Part]) -> tuple[Call, ...]:
+    return tuple(
+        Call(
+            begun.call_id,
+            begun.name,
+            "".join(part.text for part in parts if part.kind == "arguments" and part.index == begun.index),
+            any(part.kind == "call_end" and part.index == begun.index for part in parts),
+        )
+        for begun in parts
+        if begun.kind == "call"
+    )
 
 
 # --- The client ---
@@ -602,16 +658,32 @@ class GenerateFields(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of a tool. `arguments` is the text of a JSON object; that of a call that was cut off is not whole."""
+
+    id: str
+    name: str
+    arguments: str
+    is_whole: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """A whole answer.
 
     Attributes:
-        text: All of it; calls of tools and reasoning stand in it as the model marks them.
+        text: All that the model wrote; calls of tools and reasoning stand in it as it marks them.
+        content: What of it is said to the user.
+        reasoning: What of it the model says to itself.
+        calls: Of tools, in their order.
         stop_reason: EOS, MAX_TOKENS or STOP_SEQUENCE.
         logprobs: Of every token, if the request asks.
     """
 
     text: str
+    content: str
+    reasoning: str
+    calls: tuple[Call, ...]
     stop_reason: str
     stop_sequence_matched: str | None
     usage: Usage
@@ -735,6 +807,7 @@ class Client:
         That a job was cancelled by somebody else is a GenerationError here: half an answer is none.
         """
         pieces: list[str] = []
+        parts: list[Part] = []
         logprobs: list[TokenLogprob] = []
         job_id, end = "", None
         # closing: a generator that an exception leaves behind would live as long as its traceback does.
@@ -745,13 +818,25 @@ class Client:
                         job_id = event.job_id
                     case Token():
                         pieces.append(event.text)
+                        parts += (Part("text", event.text),) if event.parts is None else event.parts
                         logprobs += event.logprobs
                     case End():
                         end = event
+                        parts += event.parts
         assert end is not None  # or `run` would have raised
         if end.stop_reason == "CANCELLED":
             raise GenerationError("CANCELLED", "the job was cancelled before the answer was complete", end.usage)
-        return Answer("".join(pieces), end.stop_reason, end.stop_sequence_matched, end.usage, tuple(logprobs), job_id)
+        return Answer(
+            "".join(pieces),
+            "".join(part.text for part in parts if part.kind == "text"),
+            "".join(part.text for part in parts if part.kind == "reasoning"),
+            _calls(parts),
+            end.stop_reason,
+            end.stop_sequence_matched,
+            end.usage,
+            tuple(logprobs),
+            job_id,
+        )
 
     def stream(self, **fields: Unpack[GenerateFields]) -> Generator[Event, None, None]:
         """Generate, and yield the events as they arrive, up to and with `End`, over one connection.
