@@ -84,7 +84,7 @@ def test_print_config_shows_no_secret() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [
-        ([], {"PORT": "1", "ENDSTOP_MODEL": "m"}),
+        ([], {"PORT": "21999", "ENDSTOP_MODEL": "m"}),
         (["--port", "9000", "--model", "org/name"], {"PORT": "9000", "ENDSTOP_MODEL": "org/name"}),
     ],
 )
@@ -92,7 +92,7 @@ def test_it_becomes_gunicorn(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str]
 ) -> None:
     became: list[Any] = []
-    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("PORT", "21999")
     monkeypatch.setenv("ENDSTOP_MODEL", "m")
     monkeypatch.setattr("os.execve", lambda *given: became.append(given))
     assert CliRunner().invoke(cli, ["serve", *arguments]).exit_code == 0
@@ -100,6 +100,15 @@ def test_it_becomes_gunicorn(
     assert program == sys.executable
     assert argv == [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     assert {name: env[name] for name in environment} == environment
+
+
+def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = serve("--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert "Address already in use; set --port" in result.output
+    assert "set --port (or PORT), or --host" in serve("--host", "203.0.113.1").output
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, fields
@@ -65,6 +66,7 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
 
         print_config(configuration, Console(highlight=False, soft_wrap=True))
         return
+    _check_port(configuration.settings)
     # The environment carries the options to gunicorn, which knows nothing of them, and to every worker it starts.
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
@@ -72,6 +74,18 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)
+
+
+def _check_port(settings: Settings) -> None:
+    """gunicorn would try for five seconds and name no remedy."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
+            door.bind((settings.host, settings.port))
+    except OSError as error:
+        reason = f"{settings.host}:{settings.port} cannot be bound: {error.strerror}"
+        raise click.ClickException(f"{reason}; set --port (or PORT), or --host") from error
 
 
 def print_config(configuration: Configuration, console: "Console") -> None:
