@@ -71,7 +71,6 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
     environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)
 
