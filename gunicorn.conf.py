@@ -19,7 +19,7 @@ if process.settings is None:  # else it is a reload, and the arbiter has read th
     try:
         process.settings = process.read(os.environ)
     except SettingsError as error:
-        sys.exit(f"endstop: {error}")
+        sys.exit(f"endstop: {error.as_lines()}")
 settings = process.settings
 process.hide_keys(os.environ)
 if settings.log_format == "json":

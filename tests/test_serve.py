@@ -50,10 +50,18 @@ def test_a_typo_stops_the_start_and_names_the_remedy(arguments: list[str], says:
     assert says in result.output
 
 
+def test_several_problems_stand_below_each_other() -> None:
+    result = serve("--max-slots", "0", "--port", "x")
+    assert result.output == (
+        "Error: the settings are wrong:\n  --max-slots='0': must be at least 1\n  --port='x': not a whole number\n"
+    )
+
+
 def test_print_config_is_a_file_that_has_the_same_effect(tmp_path: Path) -> None:
-    source = tmp_path / "endstop.toml"
+    source = tmp_path / "end\nstop\x7f.toml"
     source.write_text('served_model_name = "a \\"b\\" \\\\ ü"\nmax_queue = 7\n', encoding="utf-8")
-    env = {"ENDSTOP_MAX_CONTEXT": "512", "ENDSTOP_CONFIG": str(source)}
+    worker_id = "".join(map(chr, range(1, 256))) + "\u2028"
+    env = {"ENDSTOP_MAX_CONTEXT": "512", "ENDSTOP_CONFIG": str(source), "ENDSTOP_WORKER_ID": worker_id}
     result = serve("--max-slots", "3", "--print-config", env=env)
     assert result.exit_code == 0
     printed = tmp_path / "printed.toml"
@@ -67,7 +75,7 @@ def test_print_config_is_a_file_that_has_the_same_effect(tmp_path: Path) -> None
     lines = {line.split(" = ")[0]: line for line in result.output.splitlines() if " = " in line}
     assert lines["max_slots"].endswith("# --max-slots")
     assert lines["max_context"].endswith("# ENDSTOP_MAX_CONTEXT")
-    assert lines["max_queue"].endswith(f"# {source}")
+    assert lines["max_queue"].endswith(r"/end\nstop\u007f.toml")
     assert lines["step_tokens"].endswith("# default")
 
 

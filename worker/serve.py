@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     try:
         configuration = configure(os.environ, options)
     except SettingsError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(error.as_lines()) from error
     if is_printing:
         from rich.console import Console
 
@@ -104,7 +105,7 @@ def print_config(configuration: Configuration, console: "Console") -> None:
         line = f"{setting.name} = {_toml(value)}"
         if setting.metadata["is_secret"]:
             line = f"# {setting.name} = {_outline(value)}"
-        text = Text(f"{line:<44}  # {origin or 'default'}")
+        text = Text(f"{line:<44}  # {_toml(origin)[1:-1] or 'default'}")
         text.stylize("green" if origin else "dim")
         console.print(text)
 
@@ -112,7 +113,8 @@ def print_config(configuration: Configuration, console: "Console") -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    return json.dumps(str(value), ensure_ascii=False)  # TOML's basic strings have JSON's escapes
+    # TOML's basic strings have JSON's escapes, but no DEL; what comes behind it are controls of a terminal too.
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(str(value), ensure_ascii=False))
 
 
 def _outline(value: Any) -> str:
