@@ -1,5 +1,6 @@
 """Where settings stand: which place wins, what a file may say, and that nothing wrong is ignored."""
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -131,6 +132,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     environ = {"ENDSTOP_CONFIG": str(tmp_path / "none.toml")}
     assert "none.toml' cannot be read: No such file" in refusal(environ)
     assert "--config=" in refusal({}, {"config": str(tmp_path / "none.toml")})
+    os.mkfifo(tmp_path / "pipe")
+    for once_only in (str(tmp_path / "pipe"), "/dev/null"):  # `<(...)` of a shell is a pipe
+        assert "can be read once only" in refusal({"ENDSTOP_CONFIG": once_only})
     (tmp_path / "none.toml").write_bytes(b"\xff\xfe")
     assert "is not TOML: not UTF-8" in refusal(environ)
 

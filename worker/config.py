@@ -104,6 +104,9 @@ def _of_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str
 
 def _of_file(config: _Given, problems: list[str]) -> dict[str, _Given]:
     path = Path(config.text)
+    if path.is_fifo() or path.is_char_device():
+        problems.append(f"{_shown(config)} can be read once only, and is read again for a reload; name a file")
+        return {}
     try:
         content = tomllib.loads(path.read_text("utf-8-sig"))  # editors of Windows begin a file with a mark
     except OSError as error:
