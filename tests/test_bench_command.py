@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import ssl
 import threading
 import time
@@ -16,7 +17,7 @@ from tests.support.http_server import HTTPServer, QuietHandler, self_signed
 from tests.support.servers import running_server
 from worker.__main__ import cli
 from worker.bench import show, summarize
-from worker.load import LoadFailed, Stream, run
+from worker.load import LoadFailed, Stream, _read, run
 
 
 class ChatServer(HTTPServer):
@@ -166,6 +167,16 @@ def test_a_stream_is_the_same_however_it_is_cut(chunk_bytes: int, num_bytes: int
     assert len(stream.text_at) == 2
     if num_bytes == 1:
         assert stream.text_at[0] < stream.text_at[1]  # as each came
+
+
+@pytest.mark.parametrize(("last", "why"), [(b"0\r\n\r\n", ""), (b"", None)])
+def test_the_last_chunk_is_the_end_though_the_connection_stays(last: bytes, why: str | None) -> None:
+    """Of a server that counts no tokens: nothing else says that no count comes."""
+    event = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n%s" % (len(event), event, last))
+        assert _read(Stream(ours, 0.0)) == why
 
 
 @pytest.mark.parametrize("size", [b"data", b"-5"])
