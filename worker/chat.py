@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.check import printable
-from worker.client import Client, End, EndstopError, GenerateFields, Token
+from worker.client import Client, ConnectionFailed, End, EndstopError, GenerateFields, Token, Unauthorized
 from worker.spawn import SpawnFailed, announced_server
 
 PROMPT = "> "
@@ -134,7 +134,8 @@ class Chat:
             self.history = [*messages, {"role": "assistant", "content": answer.text}]
             self.console.print()
         if error is not None:
-            self.console.print(Text(" ".join(printable(f"error: {error}").split()), style="red"))
+            remedy = "; --api-key sends one" if isinstance(error, Unauthorized) else ""
+            self.console.print(Text(" ".join(printable(f"error: {error}{remedy}").split()), style="red"))
         if answer.num_tokens or error is None:
             self._note(answer.summary())
 
@@ -170,6 +171,13 @@ def run_chat(
                 console.print(Text(printable(str(error)), style="red"))
                 return False
         client = stack.enter_context(Client(url, api_key=api_key, max_retries=0))
+        try:
+            client.ready()
+        except ConnectionFailed as error:
+            console.print(Text(printable(f"{error}; is the server running there?"), style="red"))
+            return False
+        except EndstopError:
+            pass  # it is there; what else it lacks, the first answer says
         console.print(Text(f"{client.base_url}: {HELP}", style="dim"))
         Chat(client, console, options=options, system=system).run(lambda: input(PROMPT))
     return True
