@@ -112,6 +112,8 @@ def test_toml_has_its_own_words_for_some_values(line: str, name: str, value: obj
         ("max_slots = four", "is not TOML: Invalid value (at line 1, column 13)"),
         ("max_slots = 1\nmax_slots = 2", "is not TOML: Cannot overwrite a value"),
         ('api_keys = "short"', "api_keys"),
+        ('model = ""', "model='': must not be empty"),
+        (f"max_slots = {'[' * 5000}", "is not TOML: too many brackets"),
     ],
 )
 def test_what_a_file_may_not_say_is_named_with_its_place(text: str, says: str, config_file: ConfigFile) -> None:
@@ -131,6 +133,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "--config=" in refusal({}, {"config": str(tmp_path / "none.toml")})
     (tmp_path / "none.toml").write_bytes(b"\xff\xfe")
     assert "is not TOML: not UTF-8" in refusal(environ)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Editors of Windows write one."""
+    (tmp_path / "keys").write_text("\ufeffname:0123456789abcdef\n", encoding="utf-8")
+    settings = configure(config_file('\ufeffmax_slots = 5\napi_keys_file = "keys"\n')).settings
+    assert (settings.max_slots, settings.api_keys.names) == (5, ["name"])
 
 
 def test_problems_of_all_places_are_named_at_once(config_file: ConfigFile) -> None:

@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 config = taking_from("worker/config.py", "tests/test_config.py")
+settings = taking_from("worker/settings.py", "tests/test_settings.py")
 serve = taking_from("worker/serve.py", "tests/test_serve.py")
 download = taking_from("worker/engine/download.py", "tests/test_models.py")
 models = taking_from("worker/models.py", "tests/test_models.py")
@@ -39,6 +40,36 @@ MUTATIONS: list[Mutation] = [
         'given["port"].origin == variable_name(_FIELDS["port"])',
         "True",
         "test_only_a_platforms_port_opens_a_server_with_keys",
+    ),
+    config(
+        "a file may begin with a byte order mark",
+        'tomllib.loads(path.read_text("utf-8-sig"))',
+        'tomllib.loads(path.read_text("utf-8"))',
+        "test_a_file_may_begin_with_a_byte_order_mark",
+    ),
+    config(
+        "brackets in a file end nothing",
+        "    except RecursionError:\n",
+        "    except ZeroDivisionError:\n",
+        "test_what_a_file_may_not_say_is_named_with_its_place",
+    ),
+    settings(
+        "a model has a name",
+        "    if kind is str and setting.default and not value.strip():\n",
+        "    if False:\n",
+        "test_what_is_refused_names_variable_value_and_limit",
+    ),
+    serve(
+        "the configuration that is printed is TOML whatever it holds",
+        """re.sub("[\\x7f-\\x9f]", """,
+        """re.sub("[\\x80-\\x9f]", """,
+        "test_print_config_is_a_file_that_has_the_same_effect",
+    ),
+    serve(
+        "a name in a comment ends no line",
+        "# {_toml(origin)[1:-1] or 'default'}",
+        "# {origin or 'default'}",
+        "test_print_config_is_a_file_that_has_the_same_effect",
     ),
     serve(
         "an option for the port does not open the server",
