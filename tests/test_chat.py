@@ -332,7 +332,8 @@ def test_the_chat_command(server: ScriptedServer, monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 0
     assert result.output.startswith(f"{server.url}: Ctrl-C stops an answer")
     assert "Hello\n2 tokens" in result.output
-    (request,) = server.requests
+    ready, request = server.requests
+    assert ready.path == "/ready"
     assert request.headers["authorization"] == "Bearer k"
     assert request.fields == {
         "messages": [{"role": "system", "content": "S"}, user("Hi")],
@@ -346,7 +347,7 @@ def test_the_chat_command_asks_once(server: ScriptedServer) -> None:
     server.scripts["POST /execute"] = lambda peer: peer.json({"message": "full"}, 429)
     result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
     assert "error: 429: full" in result.output
-    assert len(server.requests) == 1
+    assert [request.path for request in server.requests] == ["/ready", "/execute"]
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
@@ -364,7 +365,27 @@ def test_a_script_learns_that_an_answer_failed(
 
 def test_the_chat_command_says_no_more_than_it_was_told(server: ScriptedServer) -> None:
     CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
-    assert sent(server) == [{"messages": [user("Hi")]}]
+    assert server.requests[-1].fields == {"messages": [user("Hi")]}
+
+
+def test_a_server_that_is_not_there_is_said_before_the_first_prompt() -> None:
+    with ScriptedServer({}) as gone:
+        pass
+    result = CliRunner().invoke(cli, ["chat", gone.url], input="Hi\n")
+    assert (result.exit_code, result.output) == (1, f"{gone.url}: Connection refused; is the server running there?\n")
+
+
+def test_a_missing_key_names_its_option(server: ScriptedServer) -> None:
+    server.scripts["POST /execute"] = lambda peer: peer.json({"message": "this server needs a key"}, 401)
+    result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
+    assert "error: 401: this server needs a key; --api-key sends one\n" in result.output
+
+
+@pytest.mark.parametrize("name", ["", *cli.commands])
+def test_help_fits_into_80_columns(name: str) -> None:
+    """Also where lines are written by hand; click leaves two columns free."""
+    result = CliRunner().invoke(cli, [*([name] if name else []), "--help"], terminal_width=78)
+    assert [line for line in result.output.splitlines() if len(line) > 78] == []
 
 
 def test_a_chat_without_a_server_fails(monkeypatch: pytest.MonkeyPatch) -> None:

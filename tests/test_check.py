@@ -224,12 +224,45 @@ def test_a_model_that_is_not_there_is_no_missing_route() -> None:
     assert "it answered 404" in result.output
 
 
-def test_an_unreachable_server_fails() -> None:
+def test_an_unreachable_server_fails_in_one_line() -> None:
     with ScriptedServer({}) as server:
         url = server.url
     result = check_command(url)
     assert result.exit_code == 1
-    assert "Connection refused" in result.output
+    assert " ".join(result.output.split()) == f"{url}: Connection refused; is the server running there? FAILED"
+    report = json.loads(check_command(url, "--json").stdout)
+    assert (report["passed"], report["checks"]) == (False, [])
+    assert report["error"] == f"{url}: Connection refused; is the server running there?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ([], "give the key with --api-key"),
+        (["--api-key", "k"], "the key of --api-key is not accepted"),
+    ],
+)
+def test_a_missing_key_is_said_in_one_line(arguments: list[str], remedy: str) -> None:
+    refuse: Script = lambda peer: peer.json({"message": "this server needs a key"}, 401)
+    with ScriptedServer({}, otherwise=refuse) as server:
+        result = check_command(server.url, *arguments)
+        report = json.loads(check_command(server.url, *arguments, "--json").stdout)
+    line = f"{server.url}: it answered 401; {remedy}"
+    assert result.exit_code == 1
+    assert " ".join(result.output.split()) == f"{line} FAILED"
+    assert (report["passed"], report["error"]) == (False, line)
+
+
+def test_a_format_without_an_answer_fails_beside_one_that_passes() -> None:
+    refuse: Script = lambda peer: peer.json({"message": "no"}, 401)
+    with ScriptedServer(scripts(chat=refuse)) as server:
+        result = check_command(server.url, "--only", RULES)
+        report = json.loads(check_command(server.url, "--only", RULES, "--json").stdout)
+    assert result.exit_code == 1
+    assert "it answered 401; give the key with --api-key" in " ".join(result.output.split())
+    assert report["passed"] is False
+    assert {check["verdict"] for check in report["checks"]} == {"pass"}
+    assert "it answered 401" in report["error"]
 
 
 def test_an_api_key_is_sent() -> None:

@@ -1,14 +1,14 @@
 """Every check is shown to fail, by a server that does exactly one thing wrong, and to pass by one that does none."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.little_server import FAULTS, WAITS, Fault, LittleServer, SplitsTokens
+from tests.little_server import FAULTS, SHORT_SILENCE, WAITS, Fault, IsSlowToAccept, LittleServer, SplitsTokens
 from tests.scripted_server import ScriptedServer
 from worker import rules
 from worker.check import Options, run_check
@@ -39,14 +39,21 @@ def of_verdict(report: dict[str, Any], verdict: str) -> dict[str, list[str]]:
     return {check["name"]: check["reasons"] for check in report["checks"] if check["verdict"] == verdict}
 
 
+def patched(monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are fields of Limits; those of the rules are set there."""
+    left = dict(options)
+    for name in ("SILENCE_LIMIT_S", "HELD_BACK_S"):
+        if name in left:
+            monkeypatch.setattr(rules, name, left.pop(name))
+    return left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("api", ["native", "openai"])
 def test_a_correct_server_passes_every_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
-    monkeypatch.setattr(rules, "SILENCE_LIMIT_S", 0.4)
-    monkeypatch.setattr(rules, "HELD_BACK_S", WAITS["HELD_BACK_S"])
-    report = report_of(capsys, LittleServer(), api, watch_s=WAITS["watch_s"], long_tokens=WAITS["long_tokens"])
+    report = report_of(capsys, LittleServer(), api, **patched(monkeypatch, WAITS | SHORT_SILENCE))
     assert of_verdict(report, "fail") == {}
     assert of_verdict(report, "skipped") == {}
     assert report["passed"] is True
@@ -58,11 +65,7 @@ def test_a_correct_server_passes_every_check(
 def test_a_broken_server_fails_its_check_and_no_other(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    options: dict[str, Any] = dict(fault.options)
-    for name in ("SILENCE_LIMIT_S", "HELD_BACK_S"):
-        if name in options:
-            monkeypatch.setattr(rules, name, options.pop(name))
-    report = report_of(capsys, fault.server(), fault.api, **options)
+    report = report_of(capsys, fault.server(), fault.api, **patched(monkeypatch, fault.options))
     failed = of_verdict(report, "fail")
     assert failed.keys() == {fault.check} | fault.also
     assert fault.reason in "; ".join(failed[fault.check])
@@ -72,6 +75,16 @@ def test_a_broken_server_fails_its_check_and_no_other(
 @pytest.mark.slow
 def test_a_token_in_two_chunks_breaks_no_promise(capsys: pytest.CaptureFixture[str]) -> None:
     assert of_verdict(report_of(capsys, SplitsTokens(), "openai"), "fail") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("api", ["native", "openai"])
+def test_a_machine_that_is_too_busy_breaks_no_promise(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    options = patched(monkeypatch, WAITS | {"crowd": 12})
+    report = report_of(capsys, IsSlowToAccept(), api, **options)
+    assert of_verdict(report, "fail") == {}
 
 
 def test_every_check_has_a_broken_server() -> None:

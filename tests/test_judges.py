@@ -285,8 +285,9 @@ def test_a_server_that_takes_fewer_streams_is_not_judged() -> None:
     assert "fewer than 2 streams at once" in why_not(judges.isolated, evidence)
 
 
-def crowd(*streams: Recording, after_s: float | None = 0.1) -> Crowd:
-    return Crowd(0.1, streams, [Answer(stream) for stream in streams], after_s, "" if after_s else "no answer")
+def crowd(*streams: Recording, after_s: float | None = 0.1, controls: Iterable[Recording] = ()) -> Crowd:
+    why_not = "" if after_s else "no answer"
+    return Crowd(0.1, streams, [Answer(stream) for stream in streams], after_s, why_not, list(controls))
 
 
 def waiting(*at_s: float, until_s: float) -> Recording:
@@ -324,6 +325,34 @@ def test_who_waits_has_to_be_answered_at_once() -> None:
 
 def test_one_late_connection_of_many_is_no_held_back_event() -> None:
     assert problems(judges.prompt_while_waiting, crowd(event_at(0.1), event_at(0.2), event_at(1.5))) == []
+
+
+def control(took_s: float) -> Recording:
+    return Recording(404, {}, [(took_s, b"{}")], "eof", took_s)
+
+
+def test_a_busy_machine_is_no_held_back_event() -> None:
+    late = [event_at(0.9, until_s=3.0), event_at(1.2, until_s=3.0)]
+    assert problems(judges.prompt_while_waiting, crowd(*late))
+    assert problems(judges.prompt_while_waiting, crowd(*late, controls=[control(0.1), control(0.8)])) == []
+    # As late as the others, and everything else was in time.
+    (problem,) = problems(judges.prompt_while_waiting, crowd(*late, controls=[control(0.01)]))
+    assert "2 of them got no event within 0.56 s" in problem
+
+
+def test_a_machine_that_is_too_busy_tells_nothing() -> None:
+    late = event_at(None, until_s=2.0)
+    why = why_not(judges.prompt_while_waiting, crowd(late, late, controls=[control(0.2), control(1.5)]))
+    assert why.startswith("too busy to tell: GET /v1/models, which waits for no slot, took 1.50 s in the same moments")
+
+
+def test_a_server_that_answers_nobody_is_not_busy() -> None:
+    late = event_at(None, until_s=2.0)
+    answers_nobody = crowd(late, late, controls=[control(0.01), UNANSWERED, UNANSWERED])
+    _, problem = problems(judges.prompt_while_waiting, answers_nobody)
+    assert "2 of 3 requests of GET /v1/models, which waits for no slot, had no answer either" in problem
+    one = crowd(late, late, controls=[control(0.01), control(0.01), UNANSWERED])
+    assert "too busy to tell" in why_not(judges.prompt_while_waiting, one)
 
 
 def test_where_nobody_waits_nobody_can_tell_who_is_answered_at_once() -> None:

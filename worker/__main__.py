@@ -30,10 +30,10 @@ def cli() -> None:
     """Endstop: a streaming LLM worker whose streams always end.
 
     \b
-      python -m worker serve                  the small model that comes along, on http://127.0.0.1:8000
-      python -m worker serve --model ID       one of yours: a folder, or OWNER/NAME on the hub
-      python -m worker chat URL               talk to it
-      python -m worker COMMAND --help         what a command can do
+      python -m worker serve              the small model that comes along
+      python -m worker serve --model ID   one of yours: a folder or hub id
+      python -m worker chat URL           talk to it: http://127.0.0.1:8000
+      python -m worker COMMAND --help     what a command can do
     """
 
 

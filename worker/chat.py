@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.check import printable
-from worker.client import Client, End, EndstopError, GenerateFields, Token
+from worker.client import Client, ConnectionFailed, End, EndstopError, GenerateFields, Token, Unauthorized
 from worker.spawn import SpawnFailed, announced_server
 
 PROMPT = "> "
@@ -137,7 +137,8 @@ class Chat:
             self.console.print()
         if error is not None:
             self.has_failed = True
-            self.console.print(Text(" ".join(printable(f"error: {error}").split()), style="red"))
+            remedy = "; --api-key sends one" if isinstance(error, Unauthorized) else ""
+            self.console.print(Text(" ".join(printable(f"error: {error}{remedy}").split()), style="red"))
         if answer.num_tokens or error is None:
             self._note(answer.summary())
 
@@ -177,6 +178,13 @@ def run_chat(
                 console.print(Text(printable(str(error)), style="red"))
                 return False
         client = stack.enter_context(Client(url, api_key=api_key, max_retries=0))
+        try:
+            client.ready()
+        except ConnectionFailed as error:
+            console.print(Text(printable(f"{error}; is the server running there?"), style="red"))
+            return False
+        except EndstopError:
+            pass  # it is there; what else it lacks, the first answer says
         console.print(Text(f"{client.base_url}: {HELP}", style="dim"))
         session = Chat(client, console, options=options, system=system)
         session.run(lambda: input(PROMPT))

@@ -113,13 +113,15 @@ def run_check(
                 return False
             url = server.url
         started_at = time.monotonic()
-        reports = list(_reports(url, options, console))
-        problems = [problem for report in reports for problem in report.problems]
-        if not reports:
-            problems.append(f"there is no route to check at {url}: {options.api} was asked for")
+        unanswered: list[str] = []
+        reports = list(_reports(url, options, console, unanswered))
+        errors = [f"{url}: {why}" for why in dict.fromkeys(unanswered)]  # both formats have the same reason, mostly
+        if not reports and not errors:
+            errors.append(f"there is no route to check at {url}: {options.api} was asked for")
+        problems = [*errors, *(problem for report in reports for problem in report.problems)]
         if as_json:
             document = _document(url, reports, time.monotonic() - started_at)
-            print(json.dumps(document if reports else document | {"error": problems[0]}))
+            print(json.dumps(document | {"passed": False, "error": "; ".join(errors)} if errors else document))
         for report in reports:
             _show(report, console)
         for problem in problems:
@@ -130,15 +132,15 @@ def run_check(
     return not problems
 
 
-def _reports(url: str, options: Options, console: Console) -> Iterator[Report]:
-    """Find the formats, and run the checks in each."""
+def _reports(url: str, options: Options, console: Console, unanswered: list[str]) -> Iterator[Report]:
+    """Find the formats, and run the checks in each; say in `unanswered` why there is none to run in another."""
     asker = Asker(url, options.limits, options.api_key)
 
     def show(event: ServerSentEvent) -> None:
         console.file.write(printable(Frame(0.0, event).text))
         console.file.flush()
 
-    for dialect in _dialects(asker, options, console):
+    for dialect in _dialects(asker, options, console, unanswered):
         console.print(Text(dialect.route, style="bold"))
         asker.begin()
         ask = dialect.stream(options.prompt, options.max_tokens, **GREEDY)
@@ -155,13 +157,15 @@ def _reports(url: str, options: Options, console: Console) -> Iterator[Report]:
         yield Report(dialect.name, dialect.judge(recording), outcomes)
 
 
-def _dialects(asker: Asker, options: Options, console: Console) -> Iterator[Dialect]:
+def _dialects(asker: Asker, options: Options, console: Console, unanswered: list[str]) -> Iterator[Dialect]:
     """The formats that the server speaks. Asking warms it up: some load their model on the first request."""
     if options.api in ("auto", "native"):
         native = Native()
         asker.begin()
         warm = asker.ask(native.stream(options.prompt, 1, **GREEDY))
-        if not _is_missing(warm):
+        if why := _why_unanswered(warm, options):
+            unanswered.append(why)
+        elif not _is_missing(warm):
             yield native
         else:
             console.print(Text(f"no native route ({warm.status}): only the OpenAI route is checked", style="dim"))
@@ -172,7 +176,9 @@ def _dialects(asker: Asker, options: Options, console: Console) -> Iterator[Dial
         if warm.status in (400, 422) and b"stream_options" in body_of(warm):
             openai = OpenAI(openai.model, has_stream_options=False)
             warm = asker.ask(openai.stream(options.prompt, 1, **GREEDY))
-        if not _is_missing(warm):
+        if why := _why_unanswered(warm, options):
+            unanswered.append(why)
+        elif not _is_missing(warm):
             yield openai
         else:
             console.print(Text(f"no OpenAI route ({warm.status})", style="dim"))
@@ -181,6 +187,19 @@ def _dialects(asker: Asker, options: Options, console: Console) -> Iterator[Dial
 def _is_missing(recording: Recording) -> bool:
     # OpenAI's API answers 404 for a model that it does not have, too; then the route is there.
     return recording.status in (404, 405) and b"model" not in body_of(recording)
+
+
+def _why_unanswered(recording: Recording, options: Options) -> str:
+    """Why whatever is asked next would have no answer either, and what to do; empty when it may have one.
+
+    A server that is only silent is no such case: it may be loading its model.
+    """
+    if recording.status is None and recording.ending == "cut":
+        return f"{recording.detail}; is the server running there?"
+    if recording.status == 401:
+        remedy = "the key of --api-key is not accepted" if options.api_key else "give the key with --api-key"
+        return f"it answered 401; {remedy}"
+    return ""
 
 
 def _document(url: str | None, reports: Sequence[Report], took_s: float) -> dict[str, Any]:

@@ -37,6 +37,9 @@ MANY_WORDS = 12_000
 NO_SUCH_FIELD = "no_such_parameter"
 NO_SUCH_MODEL = "no-such-model"
 BUSY = (429, 503)
+# What every server answers without a slot, be it with 404. Not /health: some servers generate a token for that.
+CONTROL = Ask("GET", "/v1/models")
+MAX_CONTROLS = 8
 
 
 class CannotTell(Exception):
@@ -228,6 +231,7 @@ class Crowd:
         streams: As far as they were read.
         after_s: From the leaving to the answer; None when none came in time.
         why_not: Why none came.
+        controls: What came of `CONTROL`, asked among the streams: as late as a busy machine makes an answer.
     """
 
     baseline_s: float
@@ -235,6 +239,7 @@ class Crowd:
     answers: Sequence[Answer]
     after_s: float | None
     why_not: str = ""
+    controls: Sequence[Recording] = ()
 
     @property
     def patience_s(self) -> float:
@@ -262,7 +267,7 @@ def crowd(scene: Scene) -> Crowd:
 
     baselines = [short().recording.ended_at_s for _ in range(2)]
     long = scene.dialect.stream(LONG, limits.long_tokens, **GREEDY)
-    streams = scene.asker.ask_together([long] * limits.crowd, limit_s=limits.watch_s)
+    streams, controls = _with_controls(scene, long)
     left_at = time.monotonic()
     patience_s = limits.freed_s + 3 * min(baselines)
     after_s, why_not = None, "no answer"
@@ -277,7 +282,21 @@ def crowd(scene: Scene) -> Crowd:
             break  # by asking again it would not get better
         time.sleep(0.05)  # it says that it is full: that may take a step to change
     answers = [scene.dialect.read(stream) for stream in streams]
-    return Crowd(min(baselines), streams, answers, after_s, why_not)
+    return Crowd(min(baselines), streams, answers, after_s, why_not, controls)
+
+
+def _with_controls(scene: Scene, ask: Ask) -> tuple[list[Recording], list[Recording]]:
+    """What came of a crowd of one request, and of the controls between them.
+
+    Beside the first and the last alike, because who is asked last is answered last.
+    """
+    limits = scene.asker.limits
+    apart = -(-limits.crowd // MAX_CONTROLS)
+    asks = [each for n in range(limits.crowd) for each in ([ask, CONTROL] if n % apart == apart - 1 else [ask])]
+    came = list(zip(asks, scene.asker.ask_together(asks, limit_s=limits.watch_s), strict=True))
+    return [recording for each, recording in came if each is ask], [
+        recording for each, recording in came if each is CONTROL
+    ]
 
 
 @dataclass(frozen=True)

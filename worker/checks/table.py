@@ -77,6 +77,7 @@ def _crowd_measures(crowd: Any) -> dict[str, Any]:
         "short_idle_ms": _ms(crowd.baseline_s),
         "short_after_ms": _ms(crowd.after_s),
         "longest_wait_ms": _ms(max(crowd.waits_s(), default=None)),
+        "slowest_control_ms": _ms(max((control.ended_at_s for control in crowd.controls), default=None)),
     }
 
 
