@@ -382,8 +382,8 @@ class TestChat:
         """It has nothing to keep, whatever it shows."""
         server.allow("open")
         idle = seat.context.new_page()
+        idle.add_init_script("addEventListener('storage', (event) => event.stopImmediatePropagation())")
         idle.goto(server.url)
-        idle.evaluate("addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
         seat.page.wait_for_function("localStorage['endstop.conversation']?.includes('\"done\"')")
