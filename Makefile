@@ -37,7 +37,7 @@ check: $(VENV)/.runtime  ## hold a server of its own, under both worker classes,
 soak: $(VENV)/.dev  ## badly behaved clients, faults and signals against a real server; SOAK_S=60 seconds of load
 	$(BIN)/python -m tests.soak
 
-mutations: $(VENV)/.dev  ## take every guard away, one by one, and see that a test misses it; half an hour
+mutations: $(VENV)/.dev  ## take every guard away, one by one, and see that a test misses it; hours
 	$(BIN)/python -m tests.mutations --write docs/guards.md
 
 chat: $(VENV)/.runtime  ## talk to the model in the terminal
@@ -62,7 +62,9 @@ $(VENV)/.runtime: requirements.txt
 	  { echo "Endstop needs Python 3.11 or 3.12; set PYTHON=path/to/it"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "no venv module: install your system's package for it (Debian: python3-venv)"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -o '^torch==[^ ]*' requirements.txt)
+	@echo "installing into $(VENV): minutes the first time, and more where torch is built for CUDA (docs/quickstart.md)"
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	  $$(grep -o '^torch==[^ ]*' requirements.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m worker.engine.native
 	@touch $@

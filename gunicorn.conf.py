@@ -6,19 +6,21 @@ import signal
 import sys
 from typing import Any
 
+# In front of the folder that the server was started in, which may have an app.py of its own.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 from worker import process
-from worker.config import read_settings
 from worker.errors import SettingsError
 from worker.observe.log import is_news, speak_json
-from worker.observe.telemetry import check_telemetry
 
 # Asked before gunicorn has its own handler. On a reload, which executes this file again, nobody looks at it.
 is_immune_to_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-try:
-    settings = read_settings(os.environ)
-    check_telemetry(settings, os.environ)
-except SettingsError as error:
-    sys.exit(f"endstop: {error}")
+if process.settings is None:  # else it is a reload, and the arbiter has read them before it began (soften_stop)
+    try:
+        process.settings = process.read(os.environ)
+    except SettingsError as error:
+        sys.exit(f"endstop: {error.as_lines()}")
+settings = process.settings
 process.hide_keys(os.environ)
 if settings.log_format == "json":
     speak_json()

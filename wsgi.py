@@ -1,5 +1,6 @@
 """What gunicorn imports: `wsgi:app`."""
 
 from app import create_app
+from worker import process
 
-app = create_app()
+app = create_app(process.settings)

@@ -1,6 +1,8 @@
 """`bench`: what it asks, what it counts, and that what failed is never in the numbers."""
 
+import io
 import json
+import socket
 import ssl
 import threading
 import time
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from tests.support.http_server import HTTPServer, QuietHandler, self_signed
 from tests.support.servers import running_server
 from worker.__main__ import cli
-from worker.bench import summarize
-from worker.load import Stream, run
+from worker.bench import show, summarize
+from worker.load import LoadFailed, Stream, _read, run
 
 
 class ChatServer(HTTPServer):
@@ -130,6 +133,88 @@ def test_a_server_behind_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
         streams = run(server.url, [body] * 3, concurrency=2, limit_s=10)
     assert [(stream.num_tokens, stream.failure) for stream in streams] == [(4, "")] * 3
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+BODY = (
+    b'data: {"choices":[{"delta":{"content":"h\xc3\xa9"},"finish_reason":null}]}\n\n'
+    b'data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}]}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+)
+
+
+def fed(wire: bytes, num_bytes: int) -> Stream:
+    """What a stream has of these bytes, which come so many at a time."""
+    stream = Stream(socket=None, sent_at=0.0)  # type: ignore[arg-type]
+    for begin in range(0, len(wire), num_bytes):
+        stream.feed(wire[begin : begin + num_bytes], begin + 1.0)
+    return stream
+
+
+@pytest.mark.parametrize("num_bytes", [1, 7, 10_000])
+@pytest.mark.parametrize("chunk_bytes", [0, 1, 10, 10_000])
+def test_a_stream_is_the_same_however_it_is_cut(chunk_bytes: int, num_bytes: int) -> None:
+    """Into chunks, whose borders may be within a line, and into what one read brings. 0: not chunked."""
+    if chunk_bytes:
+        pieces = [BODY[begin : begin + chunk_bytes] for begin in range(0, len(BODY), chunk_bytes)]
+        chunks = b"".join(b"%X;extension=1\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+        wire = HEAD + b"transfer-encoding: Chunked\r\n\r\n" + chunks + b"0\r\nTrailer: 1\r\n\r\n"
+    else:
+        wire = HEAD + b"\r\n" + BODY
+    stream = fed(wire, num_bytes)
+    assert stream.is_whole
+    assert (stream.num_prompt_tokens, stream.num_tokens, stream.finish_reason) == (1, 2, "stop")
+    assert len(stream.text_at) == 2
+    if num_bytes == 1:
+        assert stream.text_at[0] < stream.text_at[1]  # as each came
+
+
+@pytest.mark.parametrize(("last", "why"), [(b"0\r\n\r\n", ""), (b"", None)])
+def test_the_last_chunk_is_the_end_though_the_connection_stays(last: bytes, why: str | None) -> None:
+    """Of a server that counts no tokens: nothing else says that no count comes."""
+    event = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n%s" % (len(event), event, last))
+        assert _read(Stream(ours, 0.0)) == why
+
+
+@pytest.mark.parametrize("size", [b"data", b"-5"])
+def test_what_is_no_chunk_has_failed(size: bytes) -> None:
+    with pytest.raises(LoadFailed, match="no chunk"):
+        fed(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\n\r\n", 10_000)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "not json",
+        "\xff",
+        "[]",
+        "null",
+        "5",
+        '"error"',
+        '{"choices": null}',
+        '{"choices": [null]}',
+        '{"choices": [{"delta": null}]}',
+        '{"choices": {"0": 1}}',
+        '{"usage": 5}',
+        '{"usage": {"prompt_tokens": 1}}',
+        '{"usage": {"completion_tokens": "x"}}',
+        '{"usage": {"completion_tokens": Infinity}}',
+        '{"usage": {"completion_tokens": 2, "prompt_tokens": [3]}}',
+        "[" * 100_000,
+    ],
+)
+def test_an_event_of_another_form_has_failed(event: str) -> None:
+    with pytest.raises(LoadFailed, match=r"an event is not of OpenAI's form: .{4,300}$"):
+        fed(HEAD + b"\r\ndata: " + event.encode("latin-1") + b"\n\n", 10_000)
+
+
+def test_a_models_name_cannot_command_the_terminal() -> None:
+    output = io.StringIO()
+    show(summarize("http://x", "m\x1b[2J", 1, []), Console(file=output))
+    assert output.getvalue().startswith("m\ufffd[2J at http://x")
 
 
 @pytest.mark.slow

@@ -186,6 +186,22 @@ def test_tokens_are_shown_as_they_come(server: ScriptedServer) -> None:
     assert terminal.shown[0] == "Hello"
 
 
+def test_half_a_surrogate_pair_ends_nothing(server: ScriptedServer) -> None:
+    server.scripts["POST /execute"] = says(numbered([STARTED, token("a\ud83d", 0), METRICS, END]))
+    run = subprocess.run(
+        [sys.executable, "-m", "worker", "chat", server.url],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        input="Hi\nAnd?\n",
+        encoding="utf-8",
+        capture_output=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.count("a\ufffd\n1 token") == 2
+
+
 # --- Errors ---
 
 
@@ -331,6 +347,19 @@ def test_the_chat_command_asks_once(server: ScriptedServer) -> None:
     result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\n")
     assert "error: 429: full" in result.output
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_script_learns_that_an_answer_failed(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    """Whoever sits at a terminal has seen it."""
+    scripts = iter([lambda peer: peer.json({"message": "full"}, 429), says(HELLO)])
+    server.scripts["POST /execute"] = lambda peer: next(scripts)(peer)
+    monkeypatch.setattr("worker.chat.is_terminal", lambda: is_terminal)
+    result = CliRunner().invoke(cli, ["chat", server.url], input="Hi\nAgain\n")
+    assert "Hello\n2 tokens" in result.output
+    assert result.exit_code == (0 if is_terminal else 1)
 
 
 def test_the_chat_command_says_no_more_than_it_was_told(server: ScriptedServer) -> None:

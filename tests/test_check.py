@@ -285,5 +285,10 @@ def test_a_failed_check_shows_the_log_of_its_server(monkeypatch: pytest.MonkeyPa
     assert "the server's log ends with\nhost 127.0.0.1 class gthread\nready to answer" in output
 
 
+def test_half_a_surrogate_pair_is_shown() -> None:
+    """JSON can say it, UTF-8 cannot: a terminal would end the command."""
+    assert printable("a\ud83db\udfffc\U0001f600").encode() == "a\ufffdb\ufffdc\U0001f600".encode()
+
+
 def test_text_cannot_command_the_terminal() -> None:
     assert printable("a\x1b[2Jb\x07\x9b1m\x7f\r\n\tc\xa0é") == "a\ufffd[2Jb\ufffd\ufffd1m\ufffd\ufffd\n\tc\xa0é"

@@ -1,5 +1,6 @@
 """Where settings stand: which place wins, what a file may say, and that nothing wrong is ignored."""
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -112,6 +113,8 @@ def test_toml_has_its_own_words_for_some_values(line: str, name: str, value: obj
         ("max_slots = four", "is not TOML: Invalid value (at line 1, column 13)"),
         ("max_slots = 1\nmax_slots = 2", "is not TOML: Cannot overwrite a value"),
         ('api_keys = "short"', "api_keys"),
+        ('model = ""', "model='': must not be empty"),
+        (f"max_slots = {'[' * 5000}", "is not TOML: too many brackets"),
     ],
 )
 def test_what_a_file_may_not_say_is_named_with_its_place(text: str, says: str, config_file: ConfigFile) -> None:
@@ -129,8 +132,18 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     environ = {"ENDSTOP_CONFIG": str(tmp_path / "none.toml")}
     assert "none.toml' cannot be read: No such file" in refusal(environ)
     assert "--config=" in refusal({}, {"config": str(tmp_path / "none.toml")})
+    os.mkfifo(tmp_path / "pipe")
+    for once_only in (str(tmp_path / "pipe"), "/dev/null"):  # `<(...)` of a shell is a pipe
+        assert "can be read once only" in refusal({"ENDSTOP_CONFIG": once_only})
     (tmp_path / "none.toml").write_bytes(b"\xff\xfe")
     assert "is not TOML: not UTF-8" in refusal(environ)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(config_file: ConfigFile, tmp_path: Path) -> None:
+    """Editors of Windows write one."""
+    (tmp_path / "keys").write_text("\ufeffname:0123456789abcdef\n", encoding="utf-8")
+    settings = configure(config_file('\ufeffmax_slots = 5\napi_keys_file = "keys"\n')).settings
+    assert (settings.max_slots, settings.api_keys.names) == (5, ["name"])
 
 
 def test_problems_of_all_places_are_named_at_once(config_file: ConfigFile) -> None:

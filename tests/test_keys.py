@@ -150,17 +150,24 @@ def test_a_single_key_may_have_limits_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("alice", "'alice' is not name"),
-        ("alice:1", "'alice:1' is not name"),
-        ("alice:1:x", "is not name"),
-        ("alice:-1:1", "is not name"),
-        ("alice:1:1,alice:2:2", "more than once"),
-        ("carol:1:1", "no API key is named 'carol'"),
+        ("canary", "entry 1 is not name:concurrency"),
+        ("alice:1:1,,canary:1", "entry 2 is not name:concurrency"),
+        ("canary:1:x", "is not name"),
+        ("canary:-1:1", "is not name"),
+        ("bob:1:1,canary:1:1,canary:2:2", "entry 3 has the name of one before"),
+        ("alice:1:1,canary:1:1", "entry 2 names no API key; there are alice, bob"),
     ],
 )
 def test_limits_of_nobody_are_refused(text: str, says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
+    """By number: who confuses the two lists has put a key there."""
+    with pytest.raises(SettingsError, match=says) as refusal:
         read_settings({"ENDSTOP_API_KEYS": BOTH, "ENDSTOP_KEY_LIMITS": text})
+    assert "canary" not in str(refusal.value)
+
+
+def test_limits_without_keys_are_refused() -> None:
+    with pytest.raises(SettingsError, match="entry 1 names no API key; there are none"):
+        read_settings({"ENDSTOP_KEY_LIMITS": "alice:1:1"})
 
 
 def test_settings_with_keys_can_be_changed_as_others() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.fake_hub import fake_hub
+from tests.support.processes import descendants_of, is_running
 from tests.support.random_models import save_random_model
 from worker.engine import download
 from worker.errors import ModelLoadError
@@ -84,6 +86,38 @@ def test_what_cannot_be_removed_is_named_with_the_nearest_and_nothing_goes(termi
     assert NAME in terminal.names()
 
 
+def test_folders_of_other_names_are_listed_and_can_be_removed(terminal: Terminal, tmp_path: Path) -> None:
+    """The hub's client refuses these names; somebody has made the folders all the same."""
+    odd = {"a/b/c": "models--a--b--c", "a/b c": "models--a--b c", "": "models--"}
+    for folder in odd.values():
+        (tmp_path / "cache" / "hub" / folder).mkdir(parents=True)
+    assert sorted(terminal.names()) == sorted(["endstop-tiny", *odd])
+    assert terminal.run("list").stdout.count("(incomplete)") == len(odd)
+    removed = terminal.run("remove", "--yes", *odd)
+    assert removed.returncode == 0, removed.stderr
+    assert terminal.names() == ["endstop-tiny"]
+
+
+@pytest.mark.parametrize("name", ["a--b/c", "a..b/c", "a/b.git"])
+def test_a_name_that_the_hub_cannot_have_is_one_line(terminal: Terminal, name: str) -> None:
+    refused = terminal.run("download", name)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"Error: {name}: ")
+    assert "repo_id" in refused.stderr.lower()
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_link_is_not_removed(terminal: Terminal, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "cache" / "hub").mkdir(parents=True)
+    (tmp_path / "cache" / "hub" / "models--a--b").symlink_to(elsewhere)
+    refused = terminal.run("remove", "--yes", "a/b")
+    assert refused.returncode == 1
+    assert f"models--a--b is a link to {elsewhere}" in refused.stderr
+    assert elsewhere.is_dir()
+
+
 def test_a_model_that_needs_a_token_says_so(source: Path, tmp_path: Path) -> None:
     with fake_hub(NAME, source, is_gated=True) as (endpoint, _):
         terminal = Terminal(endpoint, tmp_path / "cache")
@@ -130,11 +164,56 @@ def _has_begun(cache: Path) -> bool:
         return False
 
 
+@pytest.fixture
+def begun(source: Path, tmp_path: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A download that will not end by itself, in a process group of its own, as a terminal has it."""
+    (source / "extra.safetensors").write_bytes(os.urandom(3_000_000))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
+    with fake_hub(NAME, source, bytes_per_s=50_000) as (endpoint, _):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "models", "download", NAME],
+            cwd=ROOT,
+            env=Terminal(endpoint, tmp_path / "cache").env,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            while not any((tmp_path / "cache").rglob("*.incomplete")):
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield process
+        finally:
+            signal.signal(signal.SIGINT, before)
+            process.kill()
+            process.communicate()
+
+
+def test_ctrl_c_ends_a_download(begun: "subprocess.Popen[str]") -> None:
+    children = descendants_of(begun.pid)
+    os.killpg(begun.pid, signal.SIGINT)
+    _, said = begun.communicate(timeout=10)
+    assert begun.returncode == 1
+    assert said.strip() == "Aborted!"
+    assert not any(map(is_running, children))
+
+
+def test_a_download_does_not_outlive_who_began_it(begun: "subprocess.Popen[str]") -> None:
+    children = descendants_of(begun.pid)
+    assert children
+    begun.kill()
+    begun.wait()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_model_that_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
-    with pytest.raises(ModelLoadError, match="make room"):
-        download._check_room(tmp_path / "not" / "yet", 2)
-    download._check_room(tmp_path, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(ModelLoadError, match=r"it has 2.5 kB more, and .* has room for 1.0 kB: make room"):
+        download._check_room(tmp_path / "not" / "yet", 2500)
+    download._check_room(tmp_path, 1000)
 
 
 @pytest.mark.parametrize("how", ["offline", "the hub is away", "the hub knows it no more"])

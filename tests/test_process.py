@@ -323,6 +323,7 @@ def test_as_many_files_may_be_open_as_the_system_allows(
 def test_an_address_is_bound_as_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str, bind: str) -> None:
     monkeypatch.setenv("ENDSTOP_HOST", host)
     monkeypatch.delenv("PORT", raising=False)
+    monkeypatch.setattr(process, "settings", None)
     assert runpy.run_path(str(ROOT / "gunicorn.conf.py"))["bind"] == bind
 
 

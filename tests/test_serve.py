@@ -50,10 +50,18 @@ def test_a_typo_stops_the_start_and_names_the_remedy(arguments: list[str], says:
     assert says in result.output
 
 
+def test_several_problems_stand_below_each_other() -> None:
+    result = serve("--max-slots", "0", "--port", "x")
+    assert result.output == (
+        "Error: the settings are wrong:\n  --max-slots='0': must be at least 1\n  --port='x': not a whole number\n"
+    )
+
+
 def test_print_config_is_a_file_that_has_the_same_effect(tmp_path: Path) -> None:
-    source = tmp_path / "endstop.toml"
+    source = tmp_path / "end\nstop\x7f.toml"
     source.write_text('served_model_name = "a \\"b\\" \\\\ ü"\nmax_queue = 7\n', encoding="utf-8")
-    env = {"ENDSTOP_MAX_CONTEXT": "512", "ENDSTOP_CONFIG": str(source)}
+    worker_id = "".join(map(chr, range(1, 256))) + "\u2028"
+    env = {"ENDSTOP_MAX_CONTEXT": "512", "ENDSTOP_CONFIG": str(source), "ENDSTOP_WORKER_ID": worker_id}
     result = serve("--max-slots", "3", "--print-config", env=env)
     assert result.exit_code == 0
     printed = tmp_path / "printed.toml"
@@ -67,7 +75,7 @@ def test_print_config_is_a_file_that_has_the_same_effect(tmp_path: Path) -> None
     lines = {line.split(" = ")[0]: line for line in result.output.splitlines() if " = " in line}
     assert lines["max_slots"].endswith("# --max-slots")
     assert lines["max_context"].endswith("# ENDSTOP_MAX_CONTEXT")
-    assert lines["max_queue"].endswith(f"# {source}")
+    assert lines["max_queue"].endswith(r"/end\nstop\u007f.toml")
     assert lines["step_tokens"].endswith("# default")
 
 
@@ -84,7 +92,7 @@ def test_print_config_shows_no_secret() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [
-        ([], {"PORT": "1", "ENDSTOP_MODEL": "m"}),
+        ([], {"PORT": "21999", "ENDSTOP_MODEL": "m"}),
         (["--port", "9000", "--model", "org/name"], {"PORT": "9000", "ENDSTOP_MODEL": "org/name"}),
     ],
 )
@@ -92,15 +100,23 @@ def test_it_becomes_gunicorn(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str]
 ) -> None:
     became: list[Any] = []
-    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("PORT", "21999")
     monkeypatch.setenv("ENDSTOP_MODEL", "m")
     monkeypatch.setattr("os.execve", lambda *given: became.append(given))
     assert CliRunner().invoke(cli, ["serve", *arguments]).exit_code == 0
     ((program, argv, env),) = became
     assert program == sys.executable
     assert argv == [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
-    assert env["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
     assert {name: env[name] for name in environment} == environment
+
+
+def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = serve("--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert "Address already in use; set --port" in result.output
+    assert "set --port (or PORT), or --host" in serve("--host", "203.0.113.1").output
 
 
 @pytest.mark.slow
@@ -109,6 +125,8 @@ def test_the_server_has_what_options_variables_and_the_file_say(tmp_path: Path) 
     (tmp_path / "mine").symlink_to(ROOT / "models" / "endstop-tiny")
     (tmp_path / "endstop.toml").write_text("max_queue = 5\nmax_slots = 9\n")
     (tmp_path / "keys").write_text("alice:0123456789abcdef\n")
+    for name in ("app.py", "wsgi.py"):  # of somebody else
+        (tmp_path / name).write_text("raise SystemExit('this is not Endstop')\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     arguments = ["--model", "mine", "--port", str(port), "--config", "endstop.toml", "--max-slots", "2"]

@@ -111,6 +111,8 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
         ("ENDSTOP_DEVICE", "cuda:", "cuda:0, cuda:1"),
         ("ENDSTOP_DEVICE", "cuda:-1", "cuda:0, cuda:1"),
         ("ENDSTOP_WORKER_CLASS", "sync", "gevent, gthread"),
+        ("ENDSTOP_MODEL", "", "must not be empty"),
+        ("ENDSTOP_MODEL", " ", "must not be empty"),
         ("ENDSTOP_CORS_ORIGINS", "one.example", "https://one.example"),
         ("ENDSTOP_CORS_ORIGINS", "https://one.example/", "https://one.example"),
         ("ENDSTOP_CORS_ORIGINS", "https://*.example", "https://one.example"),
@@ -128,6 +130,44 @@ def test_what_is_refused_names_variable_value_and_limit(name: str, value: str, s
     assert name in text
     assert value in text
     assert says in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://one.example/beat",
+        "https://user:canary@one.example/beat",
+        "http:///canary",
+        "http://[abc/canary",
+        "http://[abc]/canary",
+        "http://one.example:canary/beat",
+        "http://one.example:99999/canary",
+        "http://one.example/canary beat",
+        "http://one.example/canary\x7f",
+        "http://one.example/canary\x85",
+        "http://one.example/canary\n",
+        "http://one.example/canary-ü",
+    ],
+)
+def test_a_url_that_cannot_be_asked_is_refused_and_not_repeated(url: str) -> None:
+    """It may hold a secret, and whoever fails with it at the first beat would put it into the log."""
+    text = refusal(ENDSTOP_HEARTBEAT_URL=url)
+    assert "ENDSTOP_HEARTBEAT_URL: must " in text
+    assert "canary" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8000",
+        "https://one.example/beat?key=a%20b#c@d",
+        "http://[::1]:80/beat",
+        "http://[fe80::1%eth0]/",
+        "http://my_host?key",
+    ],
+)
+def test_a_url_that_can_be_asked_is_taken(url: str) -> None:
+    assert read_settings({"ENDSTOP_HEARTBEAT_URL": url}).heartbeat_url == url
 
 
 @pytest.mark.parametrize("name", ["ENDSTOP_DRAIN_S", "ENDSTOP_SLOW_CONSUMER_S", "ENDSTOP_TOTAL_TIMEOUT_S"])

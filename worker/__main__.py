@@ -71,7 +71,8 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal.
 
-    To that of the server at URL; without a URL, to one that is started for it.
+    To that of the server at URL; without a URL, to one that is started for it. Where no terminal asks, as in a pipe, it
+    exits with 1 when an answer failed.
     """
     from worker.chat import run_chat
 

@@ -198,7 +198,8 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
 def show(result: Result, console: Console) -> None:
     """A table for people."""
     failed = sum(result.failures.values())
-    console.print(Text(f"{result.model} at {result.url}: {result.streams} streams at a time", style="bold"))
+    title = printable(f"{result.model} at {result.url}: {result.streams} streams at a time")
+    console.print(Text(title, style="bold"))
     console.print(
         f"{result.requests - failed} of {result.requests} requests answered in {result.elapsed_s:.1f} s, "
         f"{result.prompt_tokens} tokens in, {result.tokens} out",

@@ -140,7 +140,8 @@ def _field_errors(error: ValidationError, schema: type[StrictModel]) -> list[Fie
                 message += f" (supported: {', '.join(sorted(schema.model_fields))})"
             entry = FieldError(field, "unknown_field", message)
         else:
-            value = "" if problem["type"] == "missing" else f", not {_short(problem['input'])}"
+            says_it = problem["type"] in ("missing", "too_short", "too_long")
+            value = "" if says_it else f", not {_short(problem['input'])}"
             message = problem["msg"][0].lower() + problem["msg"][1:]
             entry = FieldError(field, problem["type"], message + value)
         found.append(entry)

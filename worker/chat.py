@@ -8,6 +8,7 @@ seen, so an answer that was stopped counts as far as it went, and a question wit
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Chat:
         self.opening: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.history = list(self.opening)
         self.clock = clock
+        self.has_failed = False  # an answer
 
     def run(self, read_line: Callable[[], str]) -> None:
         """Converse until the lines end. `read_line` raises EOFError then, and KeyboardInterrupt for Ctrl-C."""
@@ -134,6 +136,7 @@ class Chat:
             self.history = [*messages, {"role": "assistant", "content": answer.text}]
             self.console.print()
         if error is not None:
+            self.has_failed = True
             self.console.print(Text(" ".join(printable(f"error: {error}").split()), style="red"))
         if answer.num_tokens or error is None:
             self._note(answer.summary())
@@ -151,7 +154,11 @@ def run_chat(
     api_key: str | None = None,
     console: Console | None = None,
 ) -> bool:
-    """Converse with the server at `url`, or with one that is started for it; return whether there was one."""
+    """Converse with the server at `url`, or with one that is started for it.
+
+    Returns:
+        Whether there was one and, for lines that no person types, whether each got its answer.
+    """
     # input() then edits lines and remembers them; it is missing from some builds of Python.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
@@ -171,5 +178,11 @@ def run_chat(
                 return False
         client = stack.enter_context(Client(url, api_key=api_key, max_retries=0))
         console.print(Text(f"{client.base_url}: {HELP}", style="dim"))
-        Chat(client, console, options=options, system=system).run(lambda: input(PROMPT))
-    return True
+        session = Chat(client, console, options=options, system=system)
+        session.run(lambda: input(PROMPT))
+    return is_terminal() or not session.has_failed
+
+
+def is_terminal() -> bool:
+    """Whether a person types the lines, who sees what failed; a script has the exit status alone."""
+    return sys.stdin.isatty()

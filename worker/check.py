@@ -30,8 +30,11 @@ from worker.recording import Frame, Recording
 from worker.rules import Verdict
 from worker.spawn import SpawnFailed, announced_server
 
-# Everything that a terminal may take for a command, escape first; a model's text is no reason to obey.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+# Everything that a terminal may take for a command, escape first; a model's text is no reason to obey. And halves of
+# surrogate pairs, which JSON can say and UTF-8 cannot.
+_CONTROLS = {
+    code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)) if code not in (0x09, 0x0A)
+}
 _STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 

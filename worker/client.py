@@ -760,7 +760,7 @@ class Client:
         self._sleep = sleep
         self.session = requests.Session()
         # A proxy named in the environment has no way to our own loopback, and requests does not exempt it.
-        self.session.trust_env = urlsplit(self.base_url).hostname not in ("127.0.0.1", "localhost", "::1")
+        self.session.trust_env = not _is_loopback(self.base_url)
         # A proxy that may compress gathers tokens until it has a block worth compressing.
         self.session.headers["Accept-Encoding"] = "identity"
         if api_key is not None:
@@ -983,15 +983,15 @@ class Client:
         max_retries: int = 0,
     ) -> Generator[Event, None, None]:
         """The events of one connection."""
-        headers = {"Accept": "text/event-stream", **(headers or {})}
+        sent: dict[str, str | bytes] = {"Accept": "text/event-stream", **(headers or {})}
         if last_event_id is not None:
-            headers["Last-Event-ID"] = last_event_id
+            sent["Last-Event-ID"] = last_event_id.encode("utf-8", "replace")  # as browsers do
         parser = SSEParser(last_event_id or "")
         has_ended = is_done = False
-        response = self._retried(lambda: self._open(method, path, fields, headers), max_retries, is_harmless=False)
+        response = self._retried(lambda: self._open(method, path, fields, sent), max_retries, is_harmless=False)
         with response, _named(response):
             content_type = response.headers.get("Content-Type", "")
-            if not content_type.startswith("text/event-stream"):
+            if not content_type.lower().startswith("text/event-stream"):
                 _read_body(response)
                 raise ProtocolError(f"{method} {path} answered with {content_type!r}, not with an event stream")
             while not is_done:
@@ -1052,7 +1052,7 @@ class Client:
         method: str,
         path: str,
         fields: dict[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
         timeout_s: float | None = None,
     ) -> requests.Response:
         """Send a request once, read the head of its answer, turn a refusal into its exception."""
@@ -1066,7 +1066,7 @@ class Client:
                 timeout=(timeout_s or self.connect_timeout_s, timeout_s or self.idle_timeout_s),
                 allow_redirects=False,  # a redirected POST becomes a GET, and its body is lost
             )
-        except requests.exceptions.RequestException as error:
+        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: it cannot be written down
             why = why_unanswered(error, self.connect_timeout_s, self.idle_timeout_s)
             raise ConnectionFailed(f"{self.base_url}: {why}", is_unsent=_is_unsent(error)) from error
         if response.status_code in (200, 202):
@@ -1075,7 +1075,14 @@ class Client:
             raise _refusal(response, path)
 
 
-def _is_unsent(error: requests.exceptions.RequestException) -> bool:
+def _is_loopback(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:  # it is no URL, as the first request will say
+        return False
+
+
+def _is_unsent(error: Exception) -> bool:
     """Whether there was no connection on which a request could have left.
 
     By the names of urllib3's classes: what is imported from there would be more than `requests`.
@@ -1089,8 +1096,11 @@ def _is_unsent(error: requests.exceptions.RequestException) -> bool:
     return False
 
 
-def why_unanswered(error: requests.exceptions.RequestException, connect_timeout_s: float, read_timeout_s: float) -> str:
+def why_unanswered(error: Exception, connect_timeout_s: float, read_timeout_s: float) -> str:
     """The one line that matters of an error that nests three others."""
+    is_ours = isinstance(error, requests.exceptions.InvalidHeader) and error.request is None
+    if is_ours or isinstance(error, UnicodeError):  # without the header: it may be a key
+        return "the URL or a header (an API key, perhaps) has characters that cannot be sent"
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return f"no connection within {connect_timeout_s:g} s"
     if isinstance(error, requests.exceptions.ReadTimeout):
@@ -1144,7 +1154,7 @@ def _check_follows(last_event_id: str | None, event_id: str | None) -> None:
 
 
 def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogatepass')}"  # JSON can carry half a surrogate pair
 
 
 def _read_body(response: requests.Response) -> bytes:
@@ -1166,6 +1176,8 @@ def _may_help(failure: EndstopError, *, is_harmless: bool) -> bool:
         is_harmless: Asking twice never does: it reads, or it carries an Idempotency-Key.
     """
     match failure:
+        case ConnectionFailed(__cause__=ValueError()):
+            return False  # what is no URL or no header will be none
         case ConnectionFailed():
             return is_harmless or failure.is_unsent
         case IncompleteStream():
@@ -1238,7 +1250,7 @@ def _retry_after_s(value: str | None) -> float | None:
         return float(value)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())

@@ -73,7 +73,7 @@ def configure(environ: Mapping[str, str], options: Mapping[str, str] | None = No
             problems.append(f"{_shown(given[name], _FIELDS[name])}: {error}")
     _check_together(values, given, problems)
     if problems:
-        raise SettingsError("; ".join(problems))
+        raise SettingsError(problems)
     if not values.get("host"):
         # A platform sets the variable; whoever writes a port down for himself has said nothing of other machines.
         is_platform = "port" in given and given["port"].origin == variable_name(_FIELDS["port"])
@@ -104,14 +104,20 @@ def _of_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str
 
 def _of_file(config: _Given, problems: list[str]) -> dict[str, _Given]:
     path = Path(config.text)
+    if path.is_fifo() or path.is_char_device():
+        problems.append(f"{_shown(config)} can be read once only, and is read again for a reload; name a file")
+        return {}
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))  # editors of Windows begin a file with a mark
     except OSError as error:
         problems.append(f"{_shown(config)} cannot be read: {error.strerror}")
         return {}
     except ValueError as error:  # also bytes that are no text, of which the message repeats one
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
         problems.append(f"{_shown(config)} is not TOML: {reason}")
+        return {}
+    except RecursionError:
+        problems.append(f"{_shown(config)} is not TOML: too many brackets in one another")
         return {}
     given = {}
     for name, value in content.items():
@@ -156,7 +162,8 @@ def _from_folder(folder: Path, name: str, text: str) -> str:
 
 
 def _shown(given: _Given, setting: "Field[Any] | None" = None) -> str:
-    is_secret = setting is not None and setting.metadata["is_secret"]
+    # Limits hold no secret, unless somebody has taken them for the list of keys.
+    is_secret = setting is not None and (setting.metadata["is_secret"] or setting.name == "key_limits")
     return given.name if is_secret else f"{given.name}={given.text!r}"
 
 
@@ -171,12 +178,13 @@ def _check_together(values: dict[str, Any], given: dict[str, _Given], problems: 
     if path := values.get("api_keys_file"):
         shown = _shown(given["api_keys_file"])
         try:
-            values["api_keys"] = values.get("api_keys", ApiKeys()) + ApiKeys.parse(Path(path).read_text("utf-8"))
+            values["api_keys"] = values.get("api_keys", ApiKeys()) + ApiKeys.parse(Path(path).read_text("utf-8-sig"))
         except OSError as error:
             problems.append(f"{shown} cannot be read: {error.strerror}")
         except ValueError as error:
             reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
             problems.append(f"{shown}: {reason}")
     keys = values.get("api_keys", ApiKeys())
-    if unknown := [name for name, _ in values.get("key_limits", KeyLimits()).limits if name not in keys.names]:
-        problems.append(f"{given['key_limits'].name}: no API key is named {', '.join(map(repr, unknown))}")
+    for number, (name, _) in enumerate(values.get("key_limits", KeyLimits()).limits, 1):
+        if name not in keys.names:
+            problems.append(f"{given['key_limits'].name}: entry {number} names no API key; there are {keys or 'none'}")

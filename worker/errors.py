@@ -38,7 +38,15 @@ class EndstopError(Exception):
 
 
 class SettingsError(EndstopError):
-    """An environment variable is unknown or its value is out of range."""
+    """Settings are unknown or out of range. `problems` has a sentence for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+    def as_lines(self) -> str:
+        """For a terminal: several stand below each other."""
+        return self.problems[0] if len(self.problems) == 1 else "\n  ".join(["the settings are wrong:", *self.problems])
 
 
 class ModelLoadError(EndstopError):

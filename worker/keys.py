@@ -140,16 +140,16 @@ class KeyLimits:
         """Read `name:concurrency:tokens_per_minute`, separated by commas.
 
         Raises:
-            ValueError: Names the entry.
+            ValueError: Says which entry is wrong by its number, and repeats nothing of it: it may be a key.
         """
         limits: dict[str, KeyLimit] = {}
-        for entry in _entries(text):
-            name, *numbers = entry.split(":")
-            if len(numbers) != 2 or not all(re.fullmatch(r"[0-9]{1,12}", number) for number in numbers):
-                raise ValueError(f"{entry!r} is not name:concurrency:tokens_per_minute; 0 is no limit")
+        for number, entry in enumerate(_entries(text), 1):
+            name, *counts = entry.split(":")
+            if len(counts) != 2 or not all(re.fullmatch(r"[0-9]{1,12}", count) for count in counts):
+                raise ValueError(f"entry {number} is not name:concurrency:tokens_per_minute; 0 is no limit")
             if name in limits:
-                raise ValueError(f"{name!r} is there more than once")
-            limits[name] = KeyLimit(int(numbers[0]), int(numbers[1]))
+                raise ValueError(f"entry {number} has the name of one before")
+            limits[name] = KeyLimit(int(counts[0]), int(counts[1]))
         return cls(tuple(limits.items()))
 
     def __str__(self) -> str:

@@ -6,6 +6,8 @@ It speaks OpenAI's wire format and knows nothing of who answers.
 from __future__ import annotations
 
 import json
+import operator
+import re
 import selectors
 import socket
 import ssl
@@ -28,8 +30,12 @@ class Stream:
 
     socket: socket.socket
     sent_at: float
-    received: bytearray = field(default_factory=bytearray)  # what is not parsed yet
+    received: bytearray = field(default_factory=bytearray)  # off the wire and not parsed yet
+    line: bytearray = field(default_factory=bytearray)  # of the body, not whole yet
     status: int = 0  # of HTTP; 0 until the head is there
+    is_chunked: bool = False
+    num_left: int = 0  # bytes of the chunk that is coming
+    is_over: bool = False  # the last chunk has come
     ended_at: float = 0.0
     text_at: list[float] = field(default_factory=list)
     num_prompt_tokens: int | None = None  # as the server counted them
@@ -43,10 +49,10 @@ class Stream:
         return bool(self.ended_at) and self.num_tokens is not None
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take bytes off the wire. Lines are enough: JSON has none inside, and no chunk's size begins with `data:`.
+        """Take bytes off the wire. Lines are enough: JSON has none inside.
 
         Raises:
-            LoadFailed: It is a refusal or an error.
+            LoadFailed: It is a refusal, an error or not of OpenAI's form.
         """
         self.received += data
         if not self.status:
@@ -58,20 +64,53 @@ class Stream:
             if self.status != 200:
                 raise LoadFailed(bytes(self.received).decode(errors="replace")[:500])
             self.received = bytearray(rest)
-        *lines, self.received = self.received.split(b"\n")
+            self.is_chunked = re.search(rb"\r\ntransfer-encoding:[ \t]*chunked", head, re.IGNORECASE) is not None
+        *lines, self.line = (self.line + self._next_of_body()).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 self._take(bytes(line[5:]).strip(), now)
 
+    def _next_of_body(self) -> bytearray:
+        """What has come of the body. A chunk may begin and end anywhere in a line.
+
+        Source: RFC 9112, section 7.1.
+        """
+        if not self.is_chunked:
+            body, self.received = self.received, bytearray()
+            return body
+        body = bytearray()
+        while self.received and not self.is_over:
+            if self.num_left:
+                piece = self.received[: self.num_left]
+                body += piece
+                self.num_left -= len(piece)
+                del self.received[: len(piece)]
+                continue
+            head, separator, rest = self.received.partition(b"\n")
+            if not separator:
+                break
+            self.received = rest
+            if size := bytes(head).partition(b";")[0].strip():  # else it is the line's end behind a chunk
+                if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", size):
+                    raise LoadFailed(f"no chunk begins so: {size[:100]!r}")
+                self.num_left = int(size, 16)
+                self.is_over = not self.num_left
+        return body
+
     def _take(self, data: bytes, now: float) -> None:
         if data == b"[DONE]":
             return
-        event = json.loads(data)
+        try:
+            self._note(json.loads(data), now)
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+            raise LoadFailed(f"an event is not of OpenAI's form: {data[:100]!r}") from error
+
+    def _note(self, event: Any, now: float) -> None:
         if "error" in event:
             raise LoadFailed(str(event["error"]))
         if usage := event.get("usage"):
-            self.num_tokens = usage["completion_tokens"]
-            self.num_prompt_tokens = usage.get("prompt_tokens")
+            self.num_tokens = operator.index(usage["completion_tokens"])
+            self.num_prompt_tokens = operator.index(usage.get("prompt_tokens", 0))
         for choice in event.get("choices", ()):
             if choice.get("delta", {}).get("content"):
                 self.text_at.append(now)
@@ -192,9 +231,10 @@ def _read(stream: Stream) -> str | None:
             stream.feed(data, time.perf_counter())
     except LoadFailed as error:
         return str(error)
-    if stream.ended_at and (not data or stream.is_whole):
+    is_over = not data or stream.is_over
+    if stream.ended_at and (is_over or stream.is_whole):
         return ""
-    return None if data else "a stream ended without a finish_reason"
+    return None if not is_over else "a stream ended without a finish_reason"
 
 
 def _open(url: str, body: dict[str, Any], api_key: str | None) -> Stream:

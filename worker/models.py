@@ -6,6 +6,7 @@ program, and what is removed is gone for it too.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from worker.config import did_you_mean
-from worker.engine.download import HUB_ID, fetch, in_cache
+from worker.engine.download import HUB_ID, download, in_cache
 from worker.errors import ModelLoadError
 from worker.observe.loading import how_far, new_bar
 from worker.settings import EMBEDDED_MODEL
@@ -71,7 +72,8 @@ def local_models() -> list[LocalModel]:
     size = sum(file.stat().st_size for file in EMBEDDED_MODEL.iterdir() if file.is_file())
     found = [LocalModel(EMBEDDED_NAME, size, True, None, EMBEDDED_MODEL)]
     for folder in sorted(cache_folder().glob(f"{_FOLDER_PREFIX}*")):
-        # Names of owners and models have single hyphens only in the middle, and the hub forbids double ones.
+        # Names of owners and models have single hyphens only in the middle, and the hub forbids double ones. A folder
+        # that somebody has made by another name is listed all the same: it takes room, and `remove` removes it.
         name = folder.name.removeprefix(_FOLDER_PREFIX).replace("--", "/")
         blobs = [file.stat() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
         used_at = max((stat.st_atime for stat in blobs), default=None)
@@ -119,7 +121,7 @@ def download_model(name: str, console: Console) -> None:
                 bar.refresh()
 
         try:
-            found = fetch(name, report)
+            found = download(name, math.inf, report)
         except ModelLoadError as error:
             raise CannotDo(f"{name}: {error}") from error
         took_s = time.monotonic() - began_at
@@ -134,14 +136,17 @@ def find_model(name: str) -> LocalModel:
     """The model of this name, for its removal.
 
     Raises:
-        CannotDo: It is not in the cache.
+        CannotDo: It is not in the cache, or only a link is.
     """
-    _check_name(name)
     if name == EMBEDDED_NAME:
         raise CannotDo(f"{name} is part of Endstop and stays")
     models = {model.name: model for model in local_models()[1:]}
     if name not in models:
+        _check_name(name)
         raise CannotDo(f"there is no {name} in {cache_folder()}{did_you_mean(name, models)}")
+    folder = models[name].folder
+    if folder.is_symlink():
+        raise CannotDo(f"{folder} is a link to {folder.readlink()}; it is yours to remove")
     return models[name]
 
 

@@ -14,14 +14,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from worker.errors import SHUTTING_DOWN
+from worker.config import read_settings
+from worker.errors import SHUTTING_DOWN, SettingsError
 from worker.keys import ApiKeys
 from worker.observe.heartbeat import Heartbeat, worker_name
 from worker.observe.loading import show_loading
+from worker.observe.telemetry import check_telemetry
 from worker.settings import Settings
 from worker.streams.native import is_gevent_patched, native_sleep
 
@@ -51,6 +53,33 @@ LEAVE_S = 7
 NUM_OTHER_FILES = 100
 # A limit that is raised further helps nobody here, and some programs go through all descriptors that there could be.
 MAX_FILES = 65536
+
+
+# What the arbiter has read. Workers take these, also one that replaces another: a file that is being edited, or was
+# edited for the next reload, is nothing to them.
+settings: Settings | None = None
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """The settings that a server can be run with.
+
+    Raises:
+        SettingsError: It cannot; names all that is wrong, or what is not installed.
+    """
+    found = read_settings(environ)
+    check_telemetry(found, environ)
+    return found
+
+
+def _can_reload() -> bool:
+    """Read the settings for a reload. If they are wrong, everything stays as it is: streams are open."""
+    global settings
+    try:
+        settings = read(os.environ)
+    except SettingsError as error:
+        logger.error("SIGHUP is not obeyed, all settings stay as they were: %s", error)
+        return False
+    return True
 
 
 def connections_within_limit(wanted: int) -> int:
@@ -134,7 +163,8 @@ def soften_stop(arbiter: Any, is_immune_to_hangup: bool = False) -> None:
     def on_hangup(number: int, frame: Any) -> None:
         # A closed terminal hangs up on the whole group, and so may the shell and `make`: not a second signal to stop.
         if not has_terminal or _has_terminal():
-            arbiter.SIG_QUEUE.put_nowait(number)
+            if _can_reload():
+                arbiter.SIG_QUEUE.put_nowait(number)
         elif not (is_told_to_stop or is_immune_to_hangup):
             on_stop(signal.SIGTERM, frame)
 

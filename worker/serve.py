@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, fields
@@ -59,20 +61,32 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     try:
         configuration = configure(os.environ, options)
     except SettingsError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(error.as_lines()) from error
     if is_printing:
         from rich.console import Console
 
         print_config(configuration, Console(highlight=False, soft_wrap=True))
         return
+    _check_port(configuration.settings)
     # The environment carries the options to gunicorn, which knows nothing of them, and to every worker it starts.
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
     environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)
+
+
+def _check_port(settings: Settings) -> None:
+    """gunicorn would try for five seconds and name no remedy."""
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
+            door.bind((settings.host, settings.port))
+    except OSError as error:
+        reason = f"{settings.host}:{settings.port} cannot be bound: {error.strerror}"
+        raise click.ClickException(f"{reason}; set --port (or PORT), or --host") from error
 
 
 def print_config(configuration: Configuration, console: "Console") -> None:
@@ -91,7 +105,7 @@ def print_config(configuration: Configuration, console: "Console") -> None:
         line = f"{setting.name} = {_toml(value)}"
         if setting.metadata["is_secret"]:
             line = f"# {setting.name} = {_outline(value)}"
-        text = Text(f"{line:<44}  # {origin or 'default'}")
+        text = Text(f"{line:<44}  # {_toml(origin)[1:-1] or 'default'}")
         text.stylize("green" if origin else "dim")
         console.print(text)
 
@@ -99,7 +113,8 @@ def print_config(configuration: Configuration, console: "Console") -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    return json.dumps(str(value), ensure_ascii=False)  # TOML's basic strings have JSON's escapes
+    # TOML's basic strings have JSON's escapes, but no DEL; what comes behind it are controls of a terminal too.
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(str(value), ensure_ascii=False))
 
 
 def _outline(value: Any) -> str:

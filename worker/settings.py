@@ -10,6 +10,7 @@ import re
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from worker.keys import ApiKeys, KeyLimits
 
@@ -29,6 +30,7 @@ def _setting(
     env: str = "",
     is_secret: bool = False,
     is_list: bool = False,
+    is_url: bool = False,
 ) -> Any:
     """A field.
 
@@ -36,9 +38,10 @@ def _setting(
         pattern: A regular expression for the whole value, if it is one of `choices` only in form.
         is_secret: No error repeats its value.
         is_list: Its text has commas; a file may write it as an array.
+        is_url: Somebody will connect to it.
     """
     limits = {"minimum": minimum, "maximum": maximum, "choices": choices, "pattern": pattern}
-    kind = {"is_secret": is_secret, "is_list": is_list}
+    kind = {"is_secret": is_secret, "is_list": is_list, "is_url": is_url}
     return field(default=default, metadata={"help": help, "env": env, **kind, **limits})
 
 
@@ -170,13 +173,14 @@ class Settings:
     opentelemetry: str = _setting(
         "off", "on: traces and metrics go to a collector, which the OTEL_ variables name", choices=("off", "on")
     )
-    # The URL may have a password in it.
+    # The URL may have a password in it. ASCII without blanks: what else it held, http.client would repeat in its error.
     heartbeat_url: str = _setting(
         "",
         "where an orchestrator is told how the server is, by POST",
         choices=("", "https://one.example/heartbeat"),
-        pattern=r"(https?://[^\s/?#@]+([/?]\S*)?)?",
+        pattern=r"(https?://[A-Za-z0-9._:%\[\]-]+([/?][!-~]*)?)?",
         is_secret=True,
+        is_url=True,
     )
     heartbeat_s: float = _setting(
         30.0, "between two heartbeats; a change of state is told at once", minimum=0.1, maximum=3600.0
@@ -232,8 +236,23 @@ def parse(setting: "Field[Any]", text: str) -> Any:
     is_one = re.fullmatch(pattern, value) if pattern else value in metadata["choices"]
     if metadata["choices"] and not is_one:
         raise ValueError(f"must be one of {', '.join(choice or '(empty)' for choice in metadata['choices'])}")
+    if kind is str and setting.default and not value.strip():
+        raise ValueError("must not be empty; leave it out for the default")
+    if metadata["is_url"] and value:
+        _check_address(value)
     if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
         raise ValueError(f"must be at least {metadata['minimum']}")
     if metadata["maximum"] is not None and value > metadata["maximum"]:
         raise ValueError(f"must be at most {metadata['maximum']}")
     return value
+
+
+def _check_address(url: str) -> None:
+    """See now what would end the process that connects: no pattern tells an IPv6 address or a port."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.hostname is not None and parts.port != 0
+    except ValueError:  # repeats a piece of the URL
+        is_one = False
+    if not is_one:
+        raise ValueError("must have a host, and a port from 1 to 65535 if it has one")

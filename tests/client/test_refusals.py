@@ -1,6 +1,7 @@
 """Answers that are no stream: refusals, and no answer at all."""
 
 import socket
+from typing import Any
 
 import pytest
 import requests
@@ -78,6 +79,8 @@ def test_any_other_status_is_refused_too(serve: Serve, status: int) -> None:
         ({"Retry_After": "soon"}, None),
         ({"Retry_After": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0.0),
         ({"Retry_After": "Fri, 31 Dec 1999 23:59:59 -0000"}, 0.0),
+        ({"Retry_After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}, None),
+        ({"Retry_After": "Mon, 01 Jan 2026 00:00:00 +99999999999999999999"}, None),
     ],
 )
 def test_when_to_come_back(serve: Serve, header: dict[str, str], retry_after_s: float | None) -> None:
@@ -114,6 +117,24 @@ def test_nobody_listens() -> None:
 )
 def test_why_there_was_no_answer(error: requests.exceptions.RequestException, why: str) -> None:
     assert why_unanswered(error, 1.0, 2.5) == why
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "says"),
+    [
+        ("http://[::1", {}, "Failed to parse"),
+        ("http://one.example\ud800", {}, "Failed to parse"),
+        ("http://127.0.0.1:1", {"api_key": "ключ"}, "characters that cannot be sent"),
+        ("http://127.0.0.1:1", {"api_key": "canary\n"}, "characters that cannot be sent"),
+    ],
+)
+def test_what_cannot_be_sent_is_said_once(url: str, options: dict[str, Any], says: str) -> None:
+    pauses: list[float] = []
+    with Client(url, sleep=pauses.append, **options) as client, pytest.raises(ConnectionFailed) as caught:
+        client.generate(prompt="Hi")
+    assert says in str(caught.value)
+    assert "canary" not in str(caught.value)
+    assert pauses == []
 
 
 def test_a_connection_lost_before_the_answer(serve: Serve) -> None:

@@ -148,6 +148,27 @@ def test_a_stream_without_numbers_is_not_taken_up(serve: Serve) -> None:
     assert (caught.value.job_id, caught.value.last_event_id) == ("job-1", None)
 
 
+def test_a_job_of_any_name_and_place_is_taken_up(serve: Serve) -> None:
+    """Neither is ours; it is the server's, and what JSON and a stream can carry it gets back."""
+    started = sse({**STARTED, "job_id": "ж\ud800"}).replace(b"data", "id: место\ndata".encode(), 1)
+    places: list[str | None] = []
+
+    def rest(peer: Peer) -> None:
+        places.append(peer.request.headers["last-event-id"].encode("latin-1").decode())
+        says([sse(token("x", 0)), sse(END), sse("[DONE]")])(peer)
+
+    client = serve(
+        scripts={
+            "POST /execute": lambda peer: (peer.head(), peer.chunk(started))[0],
+            "GET /v1/jobs/%D0%B6%ED%A0%80/stream": rest,
+        },
+        max_resumes=1,
+        sleep=lambda _: None,
+    )
+    assert client.generate(prompt="Hi").text == "x"
+    assert places == ["место"]
+
+
 def test_a_job_that_was_not_named_is_not_taken_up(serve: Serve) -> None:
     """There is a key, but what it gets begins with what the caller has."""
     frames = numbered([token("a", 0), END])

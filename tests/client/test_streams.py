@@ -105,6 +105,11 @@ def test_an_address_without_a_scheme(serve: Serve) -> None:
         assert client.generate(prompt="Hi").text == "Hello"
 
 
+def test_a_type_may_be_written_with_capitals(serve: Serve) -> None:
+    script: Script = lambda peer: peer.answer(b"".join(HELLO), content_type="Text/Event-Stream; Charset=UTF-8")
+    assert serve(script).generate(prompt="Hi").text == "Hello"
+
+
 def test_a_proxy_of_the_environment_is_not_asked_for_loopback(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -41,9 +41,21 @@ MUTATIONS: list[Mutation] = [
         "test_what_is_no_key_is_refused_and_not_repeated",
     ),
     config(
+        "an error does not repeat a key that stands among the limits",
+        ' or setting.name == "key_limits")',
+        ")",
+        "test_limits_of_nobody_are_refused",
+    ),
+    keys(
+        "a limit that is none is not repeated",
+        'f"entry {number} is not name:concurrency',
+        'f"{entry!r} is not name:concurrency',
+        "test_limits_of_nobody_are_refused",
+    ),
+    config(
         "limits of nobody are refused",
-        "if name not in keys.names]:",
-        "if False]:",
+        "        if name not in keys.names:\n",
+        "        if False:\n",
         "test_limits_of_nobody_are_refused",
     ),
     config(

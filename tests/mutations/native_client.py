@@ -7,6 +7,7 @@ endings = taking_from(FILE, "tests/client/test_endings.py")
 resume = taking_from(FILE, "tests/client/test_resume.py")
 retries = taking_from(FILE, "tests/client/test_retries.py")
 jobs = taking_from(FILE, "tests/client/test_jobs.py")
+refusals = taking_from(FILE, "tests/client/test_refusals.py")
 streams = taking_from(FILE, "tests/client/test_streams.py")
 chat = taking_from("worker/chat.py", "tests/test_chat.py")
 
@@ -56,6 +57,54 @@ _ENDINGS = [
 ]
 
 _RETRIES = [
+    refusals(
+        "what cannot be written down is an error of the client",
+        "        except (requests.exceptions.RequestException, ValueError) as error:",
+        "        except requests.exceptions.RequestException as error:",
+        "test_what_cannot_be_sent_is_said_once",
+    ),
+    refusals(
+        "what cannot be sent is not tried again",
+        "        case ConnectionFailed(__cause__=ValueError()):\n            return False",
+        "        case ConnectionFailed(__cause__=ZeroDivisionError()):\n            return False",
+        "test_what_cannot_be_sent_is_said_once",
+    ),
+    refusals(
+        "a key that cannot be sent is not repeated",
+        "    if is_ours or isinstance(error, UnicodeError):",
+        "    if isinstance(error, UnicodeError):",
+        "test_what_cannot_be_sent_is_said_once",
+    ),
+    refusals(
+        "an address that is none is an error of the first request",
+        "    except ValueError:  # it is no URL",
+        "    except ZeroDivisionError:  # it is no URL",
+        "test_what_cannot_be_sent_is_said_once",
+    ),
+    refusals(
+        "a date that is none is no time to come back",
+        "    except (ValueError, OverflowError):\n        return None\n    at =",
+        "    except ValueError:\n        return None\n    at =",
+        "test_when_to_come_back",
+    ),
+    streams(
+        "a type may be written with capitals",
+        "content_type.lower().startswith",
+        "content_type.startswith",
+        "test_a_type_may_be_written_with_capitals",
+    ),
+    resume(
+        "a job of any name is taken up",
+        ", errors='surrogatepass')",
+        ")",
+        "test_a_job_of_any_name_and_place_is_taken_up",
+    ),
+    resume(
+        "a place of any name is taken up",
+        '= last_event_id.encode("utf-8", "replace")',
+        "= last_event_id",
+        "test_a_job_of_any_name_and_place_is_taken_up",
+    ),
     retries(
         "what may have begun is not sent again without a key",
         "            return is_harmless or failure.is_unsent\n",

@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation, taking_from
 
 engine = taking_from("worker/engine/engine.py", "tests/observe/test_metrics.py")
 tallies = taking_from("worker/observe/tallies.py", "tests/observe/test_tallies.py")
+settings = taking_from("worker/settings.py", "tests/test_settings.py")
 heartbeat = taking_from("worker/observe/heartbeat.py", "tests/observe/test_heartbeat.py")
 request_id = taking_from("worker/web/request_id.py", "tests/web/test_request_id.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
@@ -91,6 +92,30 @@ MUTATIONS: list[Mutation] = [
         "    check_telemetry(settings, environ)\n    if",
         "    if",
         "test_what_is_not_there_is_refused_by_name",
+    ),
+    telemetry(
+        "a header that would stand in the log is refused",
+        "if not _HEADER.fullmatch(entry) or",
+        "if",
+        "test_headers_that_would_stand_in_the_log_are_refused_and_not_repeated",
+    ),
+    telemetry(
+        "a header that would break its line is refused",
+        " or _CONTROL.search(unquote(entry))",
+        "",
+        "test_headers_that_would_stand_in_the_log_are_refused_and_not_repeated",
+    ),
+    settings(
+        "a heartbeat has somewhere to go",
+        '    if metadata["is_url"] and value:\n',
+        "    if False:\n",
+        "test_a_url_that_cannot_be_asked_is_refused_and_not_repeated",
+    ),
+    settings(
+        "a heartbeat's URL has nothing that an error repeats",
+        "([/?][!-~]*)?)?",
+        "([/?]\\S*)?)?",
+        "test_a_url_that_cannot_be_asked_is_refused_and_not_repeated",
     ),
     telemetry(
         "what is off is not imported",

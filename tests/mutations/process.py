@@ -466,4 +466,36 @@ _THREADS = [
     ),
 ]
 
-MUTATIONS: list[Mutation] = [*_SIGNALS, *_LEAVING, *_THREADS]
+reload = taking_from("worker/process.py", "tests/test_reload.py")
+wsgi = taking_from("wsgi.py", "tests/test_reload.py")
+boot = taking_from("worker/web/draining.py", "tests/test_reload.py")
+elsewhere = taking_from("gunicorn.conf.py", "tests/test_serve.py")
+
+_RELOADS = [
+    reload(
+        "a reload with bad settings is refused",
+        "            if _can_reload():\n",
+        "            if _can_reload() or True:\n",
+        "test_a_reload_with_bad_settings_is_refused_and_nobody_notices",
+    ),
+    wsgi(
+        "a worker that replaces another has its settings",
+        "create_app(process.settings)",
+        "create_app()",
+        "test_a_worker_that_replaces_one_that_died_has_the_same_settings",
+    ),
+    boot(
+        "a signal to leave is obeyed before there is an app",
+        "    wsgi: Any = None  # until",
+        "    # until",
+        "test_a_signal_while_the_app_is_imported_is_obeyed",
+    ),
+    elsewhere(
+        "an app.py where the server is started is not taken for ours",
+        "sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))\n",
+        "",
+        "test_the_server_has_what_options_variables_and_the_file_say",
+    ),
+]
+
+MUTATIONS: list[Mutation] = [*_SIGNALS, *_LEAVING, *_THREADS, *_RELOADS]

@@ -3,11 +3,14 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 config = taking_from("worker/config.py", "tests/test_config.py")
+settings = taking_from("worker/settings.py", "tests/test_settings.py")
 serve = taking_from("worker/serve.py", "tests/test_serve.py")
 download = taking_from("worker/engine/download.py", "tests/test_models.py")
 models = taking_from("worker/models.py", "tests/test_models.py")
 bench = taking_from("worker/bench.py", "tests/test_bench_command.py")
 load = taking_from("worker/load.py", "tests/test_bench_command.py")
+check = taking_from("worker/check.py", "tests/test_check.py")
+chat = taking_from("worker/chat.py", "tests/test_chat.py")
 
 MUTATIONS: list[Mutation] = [
     config(
@@ -39,6 +42,36 @@ MUTATIONS: list[Mutation] = [
         'given["port"].origin == variable_name(_FIELDS["port"])',
         "True",
         "test_only_a_platforms_port_opens_a_server_with_keys",
+    ),
+    config(
+        "a file may begin with a byte order mark",
+        'tomllib.loads(path.read_text("utf-8-sig"))',
+        'tomllib.loads(path.read_text("utf-8"))',
+        "test_a_file_may_begin_with_a_byte_order_mark",
+    ),
+    config(
+        "brackets in a file end nothing",
+        "    except RecursionError:\n",
+        "    except ZeroDivisionError:\n",
+        "test_what_a_file_may_not_say_is_named_with_its_place",
+    ),
+    settings(
+        "a model has a name",
+        "    if kind is str and setting.default and not value.strip():\n",
+        "    if False:\n",
+        "test_what_is_refused_names_variable_value_and_limit",
+    ),
+    serve(
+        "the configuration that is printed is TOML whatever it holds",
+        """re.sub("[\\x7f-\\x9f]", """,
+        """re.sub("[\\x80-\\x9f]", """,
+        "test_print_config_is_a_file_that_has_the_same_effect",
+    ),
+    serve(
+        "a name in a comment ends no line",
+        "# {_toml(origin)[1:-1] or 'default'}",
+        "# {origin or 'default'}",
+        "test_print_config_is_a_file_that_has_the_same_effect",
     ),
     serve(
         "an option for the port does not open the server",
@@ -82,6 +115,30 @@ MUTATIONS: list[Mutation] = [
         "    if False:\n",
         "test_a_model_that_the_disk_has_no_room_for",
     ),
+    download(
+        "a download ends with whoever began it",
+        "    os._exit(1)  # sys.exit",
+        "    pass  # sys.exit",
+        "test_a_download_does_not_outlive_who_began_it",
+    ),
+    download(
+        "Ctrl-C ends a download",
+        "            os.kill(child, signal.SIGKILL)\n            native_waitpid(child, 0)\n",
+        "            native_waitpid(child, 0)\n",
+        "test_ctrl_c_ends_a_download",
+    ),
+    download(
+        "a folder by a name that the hub cannot have breaks no list",
+        "except (LocalEntryNotFoundError, HFValidationError):",
+        "except LocalEntryNotFoundError:",
+        "test_folders_of_other_names_are_listed_and_can_be_removed",
+    ),
+    models(
+        "a link in the cache is not removed",
+        "    if folder.is_symlink():\n",
+        "    if False:\n",
+        "test_a_link_is_not_removed",
+    ),
     models(
         "a name that is a path removes nothing",
         '    if not HUB_ID.fullmatch(name):\n        raise CannotDo(f"{name!r} is no name',
@@ -94,6 +151,48 @@ MUTATIONS: list[Mutation] = [
         "whole = streams",
         "test_what_failed_is_counted_by_its_reason_and_not_measured",
         "test_what_does_not_end_in_time_has_failed",
+    ),
+    bench(
+        "a model's name cannot command the terminal",
+        'title = printable(f"{result.model} at {result.url}: {result.streams} streams at a time")',
+        'title = f"{result.model} at {result.url}: {result.streams} streams at a time"',
+        "test_a_models_name_cannot_command_the_terminal",
+    ),
+    load(
+        "a chunk may end within a line",
+        "        if not self.is_chunked:\n",
+        "        if True:\n",
+        "test_a_stream_is_the_same_however_it_is_cut",
+    ),
+    load(
+        "a chunk's size is a number",
+        '                if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", size):\n',
+        "                if False:\n",
+        "test_what_is_no_chunk_has_failed",
+    ),
+    load(
+        "the last chunk is the end",
+        "is_over = not data or stream.is_over",
+        "is_over = not data",
+        "test_the_last_chunk_is_the_end_though_the_connection_stays",
+    ),
+    load(
+        "an event of another form is a failure",
+        "except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:",
+        "except AssertionError as error:",
+        "test_an_event_of_another_form_has_failed",
+    ),
+    check(
+        "half a surrogate pair ends no command",
+        ", *range(0xD800, 0xE000))",
+        ")",
+        "test_half_a_surrogate_pair_is_shown",
+    ),
+    chat(
+        "a script learns that an answer failed",
+        "return is_terminal() or not session.has_failed",
+        "return True",
+        "test_a_script_learns_that_an_answer_failed",
     ),
     load(
         "no more are open than were asked for",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import requests
+from opentelemetry.util.re import parse_env_headers
 
 from tests.support.collector import Collector, SeenSpan, nobody
 from tests.support.engines import wait_until
@@ -271,6 +272,37 @@ def test_off_is_off() -> None:
 def test_what_is_not_there_is_refused_by_name(environ: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         open_telemetry(SETTINGS, environ)
+
+
+@pytest.mark.parametrize("name", ["HEADERS", "TRACES_HEADERS", "METRICS_HEADERS"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "Authorization: Bearer canary",
+        "canary",
+        "=canary",
+        "a%3Ab=canary",
+        'key="canary"',
+        "key=canary;",
+        "key=canary\x7f",
+        "key=canary%0A",
+        "key=canary-ü",
+    ],
+)
+def test_headers_that_would_stand_in_the_log_are_refused_and_not_repeated(name: str, entry: str) -> None:
+    variable = f"OTEL_EXPORTER_OTLP_{name}"
+    with pytest.raises(SettingsError, match=f"{variable}: entry 2 is not name=value") as refusal:
+        check_telemetry(SETTINGS, {variable: f"one=1,, {entry}"})
+    assert "canary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "headers", ["", "a=b", " a=b , c-d = e=f==,", "authorization=Bearer x:y", "Authorization=Bearer%20%C3%BC%2C"]
+)
+def test_headers_that_the_exporters_take_are_no_trouble(headers: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_telemetry(SETTINGS, {"OTEL_EXPORTER_OTLP_HEADERS": headers})
+    parse_env_headers(headers, liberal=True)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])

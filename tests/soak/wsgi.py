@@ -20,6 +20,7 @@ from app import create_app
 from tests.soak.faults import CALM, Faults, Rates
 from tests.soak.runner import SoakRunner, SoakTokenizer
 from tests.support.random_models import VOCAB_SIZE, byte_level_tokenizer
+from worker import process
 from worker.config import read_settings
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel
@@ -61,7 +62,7 @@ def _load(settings: Settings, report: Any) -> LoadedModel:
 
 faults = Faults(Rates())
 runner = SoakRunner(faults, STEP_S)
-settings = read_settings(os.environ)
+settings = process.settings or read_settings(os.environ)
 engine = CountingEngine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
 shared = app.extensions["endstop"]

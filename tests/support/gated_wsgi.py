@@ -20,6 +20,7 @@ from tests.support.engines import loaded_model
 from tests.support.gated_runner import GatedRunner
 from tests.support.speakers import speaking_model
 from tests.support.strikes import Strikes, is_marked, stage_of
+from worker import process
 from worker.config import read_settings
 from worker.engine.engine import Engine
 from worker.engine.loader import LoadedModel, LoadingProgress
@@ -42,7 +43,7 @@ def _load(settings: Settings, report: Any) -> LoadedModel:
 
 
 runner = GatedRunner()
-settings = read_settings(os.environ)
+settings = process.settings or read_settings(os.environ)
 engine = Engine(settings, new_wakeup(), _load)
 app = create_app(settings, engine)
 strikes = runner.strikes = Strikes(engine)

@@ -13,6 +13,23 @@ def workers_of(server: Server) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def descendants_of(pid: int) -> list[int]:
+    """All that came of a process, whichever of its threads started them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants_of(child)]
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process. One that only waits to be reaped is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def num_threads(server: Server) -> int:
     """Threads of its one worker."""
     (worker,) = workers_of(server)

@@ -122,6 +122,7 @@ def test_unknown_things(gated: Server) -> None:
     for answer in (gated.get("/v1/jobs/nope"), gated.get("/v1/jobs/nope/stream"), gated.get("/nope")):
         assert answer.status_code == 404
         assert answer.json()["error"]["message"]
+    assert "/docs" in gated.get("/nope").json()["error"]["message"]
     chat = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
     answer = gated.post("/v1/chat/completions", chat)
     assert answer.status_code == 404

@@ -1,9 +1,10 @@
 """Brings a model from the hub into the local cache: `python -m worker.engine.download ID`, in a process of its own.
 
 Why a process: the hub's client uses threads, locks and TLS that gevent patches, and the generation thread, which
-loads the model, may touch none of them. A child has no gevent and can be killed when loading takes too long. It prints
-how far it is, `progress DONE TOTAL` in bytes, then `cached WHY` if the hub could not be asked, and as its last line the
-folder, or why there is none.
+loads the model, may touch none of them. A child has no gevent and can be killed: when loading takes too long, or by
+Ctrl-C, behind which the client's threads would bring their files to the end. It prints how far it is, `progress DONE
+TOTAL` in bytes, then `cached WHY` if the hub could not be asked, and as its last line the folder, or why there is none.
+Its standard input says nothing; when that ends so does the child, for whoever began it is gone.
 """
 
 import contextlib
@@ -11,12 +12,16 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich.filesize import decimal
 
 from worker.errors import ModelLoadError, one_line
 from worker.settings import ROOT
@@ -58,14 +63,16 @@ def download(name: str, limit_s: float, report: ReportBytes) -> Found:
     """A hub model, after downloading what is not there. Blocks this thread; any thread may.
 
     Raises:
-        ModelLoadError: It cannot be downloaded, or not within `limit_s`.
+        ModelLoadError: Says in one line why it cannot be downloaded, or that it was not within `limit_s`.
     """
+    theirs_in, to_child = os.pipe()
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     arguments = [sys.executable, "-m", "worker.engine.download", name]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    child = native_spawn(arguments, environment, stdout=write_end)
+    child = native_spawn(arguments, environment, stdout=write_end, stdin=theirs_in)
     os.close(write_end)
+    os.close(theirs_in)
     waited_s = 0.0
     status = None
     output = b""
@@ -73,7 +80,7 @@ def download(name: str, limit_s: float, report: ReportBytes) -> Found:
     try:
         while status is None:
             if waited_s > limit_s:
-                os.kill(child, 9)
+                os.kill(child, signal.SIGKILL)
             native_sleep(POLL_S)
             waited_s += POLL_S
             done, code = native_waitpid(child, os.WNOHANG)
@@ -87,10 +94,13 @@ def download(name: str, limit_s: float, report: ReportBytes) -> Found:
                 elif text := line.decode(errors="replace").strip():
                     last_line = text
     finally:
+        if status is None:  # Ctrl-C
+            os.kill(child, signal.SIGKILL)
+            native_waitpid(child, 0)
+        os.close(to_child)
         os.close(read_end)
     if status != 0:
-        reason = f"not within {limit_s:g} s" if waited_s > limit_s else last_line or "see the log"
-        raise ModelLoadError(f"model {name!r} is neither a folder here nor can it be downloaded: {reason}")
+        raise ModelLoadError(f"not within {limit_s:g} s" if waited_s > limit_s else last_line or "see the log")
     return Found(last_line, why_cached)
 
 
@@ -151,12 +161,12 @@ def fetch(name: str, report: ReportBytes) -> Found:
 def in_cache(name: str) -> str:
     """The folder of a model that is wholly in the cache; empty if it is not. Asks nobody."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     for unwanted in (None, _OTHER_WEIGHTS):
         try:
             folder = Path(snapshot_download(name, local_files_only=True, ignore_patterns=unwanted))
-        except LocalEntryNotFoundError:
+        except (LocalEntryNotFoundError, HFValidationError):  # the second: no model of the hub has such a name
             continue
         has_weights = unwanted is None or any(folder.glob("*.safetensors"))
         if has_weights and (folder / "config.json").is_file():
@@ -192,7 +202,7 @@ def _check_room(cache: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         raise ModelLoadError(
-            f"it has {num_bytes / 1e9:.1f} GB more, and {folder} has room for {free / 1e9:.1f}: make room "
+            f"it has {decimal(num_bytes)} more, and {folder} has room for {decimal(free)}: make room "
             "(python -m worker models list), or set HF_HOME to a folder on a larger disk"
         )
 
@@ -221,8 +231,17 @@ def _counting_bar(num_bytes: int, report: ReportBytes) -> type[Any]:
     return CountingBar
 
 
+def _end_with_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)  # sys.exit would wait for the threads of the hub's client
+
+
 def main() -> None:
     """Download the model that the command line names; print its folder, or why not, as the last line."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or a platform, meant for the parent
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_input, daemon=True).start()
     said_at = 0.0
 
     def say(done: int, total: int) -> None:

@@ -109,7 +109,7 @@ class ClientLimits:
             if cost > limit:
                 message = (
                     f"with the prompt up to {cost} tokens are asked for, and an API key may use {limit} a minute here; "
-                    f"ask for at least {cost - limit} fewer"
+                    f"set max_tokens, or ask for at least {cost - limit} fewer"
                 )
                 raise InvalidRequest([FieldError("max_tokens", "rate_limit", message)])
             if (missing := cost - account.tokens) > 0:

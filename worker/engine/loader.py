@@ -266,7 +266,10 @@ def _find(settings: Settings, report: Report) -> tuple[Found, Report]:
         start = _DOWNLOAD_SHARE
         report(LoadingProgress("download", start * done / total, done, total))
 
-    found = download(name, settings.load_timeout_s, report_download)
+    try:
+        found = download(name, settings.load_timeout_s, report_download)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"model {name!r} is neither a folder here nor can it be downloaded: {error}") from error
     return found, lambda progress: report(replace(progress, fraction=start + (1 - start) * progress.fraction))
 
 

@@ -4,9 +4,11 @@ Law: nothing of OpenTelemetry is imported here, nor anywhere else unless `ENDSTO
 part of requirements.txt. Nothing of it runs on the generation thread; the housekeeper tells it what the log is told.
 """
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Protocol
+from urllib.parse import unquote
 
 from worker.errors import SettingsError
 from worker.observe.log import Outcome
@@ -25,6 +27,11 @@ _CHOICES = {
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
     "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": ("http/protobuf",),
 }
+_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
+# What the SDK takes, with blanks in values as it does: it leaves out other entries, and puts them into the log. Source:
+# https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
+_HEADER = re.compile(r"[A-Za-z0-9!#$&'*+.^_`|~-]+[ \t]*=[ \t]*[ !#-+\--:<-\[\]-~]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # `requests` refuses to send one, and repeats the value
 
 
 class Telemetry(Protocol):
@@ -58,13 +65,19 @@ def check_telemetry(settings: Settings, environ: Mapping[str, str]) -> None:
         for name, choices in _CHOICES.items()
         if environ.get(name, "") not in ("", *choices)
     ]
+    problems += [
+        f"{name}: entry {number} is not name=value, where a value has a comma as %2C and no control characters"
+        for name in _HEADERS
+        for number, entry in enumerate(filter(None, map(str.strip, environ.get(name, "").split(","))), 1)
+        if not _HEADER.fullmatch(entry) or _CONTROL.search(unquote(entry))
+    ]
     if missing := [package for module, package in _NEEDED.items() if not _is_there(module)]:
         problems.append(
             f"ENDSTOP_OPENTELEMETRY=on: not installed: {', '.join(missing)}; "
             "run `python -m pip install -r requirements-otel.txt`, or leave it off"
         )
     if problems:
-        raise SettingsError("; ".join(problems))
+        raise SettingsError(problems)
 
 
 _HINTS = {"grpc": "; point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's port for HTTP, which is usually 4318"}

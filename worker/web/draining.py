@@ -30,6 +30,7 @@ LINGER_S = 1.0
 class DrainingWorker(Worker):  # type: ignore[misc]
     """Drains before it closes the door, unless another worker takes over."""
 
+    wsgi: Any = None  # until the app is made; gunicorn has no such attribute before
     is_handing_over = False
     is_draining = False
     leaving_since: float | None = None  # monotonic

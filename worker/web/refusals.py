@@ -200,7 +200,8 @@ def _refuse_generation(error: GenerationFailed) -> Response:
 
 def _refuse_http(error: HTTPException) -> Response:
     status = error.code or 500
-    response = _answer(status, (error.name or "error").upper().replace(" ", "_"), error.description or "", [])
+    message = "there is no such path here; /docs lists all" if status == 404 else error.description or ""
+    response = _answer(status, (error.name or "error").upper().replace(" ", "_"), message, [])
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
