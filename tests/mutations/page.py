@@ -12,6 +12,8 @@ PAGE = "tests/web/test_page.py::"
 CHAT = PAGE + "TestChat::"
 REFUSED = PAGE + "TestRefused::"
 NETWORK = PAGE + "TestBadNetwork::"
+BROKEN = PAGE + "TestBrokenAnswers::"
+LOOKS = PAGE + "TestLooks::"
 PARTS = PAGE + "TestParts::"
 HOSTILE = PAGE + "TestHostile::"
 MARKDOWN = PAGE + "TestMarkdown::"
@@ -23,6 +25,7 @@ def script(name: str) -> Taking:
 
 
 answering, api, chat, conversation = script("answering"), script("api"), script("chat"), script("conversation")
+css = taking_from("worker/web/static/page/page.css", "tests/web/test_page.py")
 markdown, stream, turn = script("markdown"), script("stream"), script("turn")
 
 MUTATIONS: list[Mutation] = [
@@ -85,6 +88,18 @@ MUTATIONS: list[Mutation] = [
         "!error.isPassing",
         "error",
         NETWORK + "test_a_server_that_is_busy_for_a_moment_is_asked_again",
+    ),
+    stream(
+        "an event that is no JSON is not asked for again",
+        "        yield { id, data };",
+        "        JSON.parse(data);\n        yield { id, data };",
+        BROKEN + "test_an_event_that_is_no_json_ends_the_answer",
+    ),
+    answering(
+        "an answer that cannot be read is cancelled",
+        "if (this.answer.jobId) this.#cancel(); // nobody",
+        "{} // nobody",
+        BROKEN + "test_an_event_that_is_no_json_ends_the_answer",
     ),
     answering(
         "what has been read is not asked for after a reload",
@@ -153,6 +168,54 @@ MUTATIONS: list[Mutation] = [
         "!question) return;",
         CHAT + "test_a_bad_setting_is_not_sent",
     ),
+    chat(
+        "an answer that runs in another tab is read here before another is asked for",
+        "if (last?.answer.state === RUNNING) { // in",
+        "if (false) { // in",
+        CHAT + "test_a_tab_shows_what_another_has_written",
+    ),
+    chat(
+        "an answer that another tab has cleared is cancelled",
+        "    this.#running?.leave();\n    this.#running = null;\n    const { turns }",
+        "    this.#running = null;\n    const { turns }",
+        CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
+    ),
+    conversation(
+        "a page that goes away writes nothing that it has written before",
+        "if (this.#timer !== null) this.#write();",
+        "this.#write();",
+        CHAT + "test_a_tab_that_is_closed_leaves_the_conversation_to_the_other",
+    ),
+    conversation(
+        "a page that goes away writes what it has not written",
+        "if (this.#timer !== null) this.#write();",
+        "",
+        CHAT + "test_what_is_not_kept_yet_is_kept_when_the_page_goes_away",
+    ),
+    conversation(
+        "what another tab writes is taken over",
+        "      if (key === NAME || key === null) onElsewhere();",
+        "",
+        CHAT + "test_a_tab_shows_what_another_has_written",
+    ),
+    conversation(
+        "an answer that grows here is not taken from another tab",
+        "if (place >= 0 && isSame(",
+        "if (false && isSame(",
+        CHAT + "test_an_answer_that_another_tab_has_an_older_part_of_goes_on",
+    ),
+    conversation(
+        "an answer that another tab has cleared does not come back",
+        "if (place >= 0 && isSame(found[place], this.turns[place]))",
+        "if (place >= 0)",
+        CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
+    ),
+    conversation(
+        "a question is written at once",
+        "this.#write(); // at once",
+        "this.save(); // at once",
+        CHAT + "test_what_is_not_kept_yet_is_kept_when_the_page_goes_away",
+    ),
     conversation(
         "a call without a result is not told to the model",
         "if (isCalling) found",
@@ -188,6 +251,36 @@ MUTATIONS: list[Mutation] = [
         "while (same < found.length && ",
         "while (same < 0 && ",
         MARKDOWN + "test_a_text_that_grows_is_shown_as_the_whole_would_be",
+    ),
+    markdown(
+        "quotes stand in each other to a limit",
+        "if (canNest && QUOTE",
+        "if (QUOTE",
+        MARKDOWN + "test_what_is_nested_deeper_than_anybody_reads_is_text",
+    ),
+    markdown(
+        "lists stand in each other to a limit",
+        "if (canNest && ITEM",
+        "if (ITEM",
+        MARKDOWN + "test_what_is_nested_deeper_than_anybody_reads_is_text",
+    ),
+    markdown(
+        "a text that cannot be read as Markdown is shown as it is",
+        "      } catch { //",
+        "      } catch (error) {\n        throw error; //",
+        BROKEN + "test_a_text_that_cannot_be_read_as_markdown_is_shown_as_it_is",
+    ),
+    css(
+        "the tiles of operations fill their rows",
+        ".tiles { grid-template-columns: repeat(3,",
+        ".tiles { grid-template-columns: repeat(5,",
+        LOOKS + "test_the_tiles_of_operations_fill_their_rows",
+    ),
+    turn(
+        "a measure that is no number is left out",
+        "Number.isFinite(value) && value > 0",
+        "value",
+        BROKEN + "test_a_measure_that_is_no_number_is_left_out",
     ),
     turn(
         "a screen reader reads an answer when it is whole",

@@ -378,6 +378,92 @@ class TestChat:
         expect(seat.facts).to_contain_text("tokens/s")
         expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
 
+    def test_a_tab_that_is_closed_leaves_the_conversation_to_the_other(self, seat: Seat, server: Server) -> None:
+        """It has nothing to keep, whatever it shows."""
+        server.allow("open")
+        idle = seat.context.new_page()
+        idle.add_init_script("addEventListener('storage', (event) => event.stopImmediatePropagation())")
+        idle.goto(server.url)
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        seat.page.wait_for_function("localStorage['endstop.conversation']?.includes('\"done\"')")
+        kept = seat.stored()
+        leave(idle)
+        assert seat.stored() == kept
+
+    def test_what_is_not_kept_yet_is_kept_when_the_page_goes_away(self, seat: Seat, server: Server) -> None:
+        seat.page.evaluate(  # what waits to be written waits
+            "() => { const wait = setTimeout; setTimeout = (call, ms) => (ms === 500 ? 1 : wait(call, ms)); }"
+        )
+        seat.page.get_by_label("Max tokens").fill("2")
+        seat.ask("hello")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("2 tokens")
+        assert [one["answer"]["text"] for one in seat.stored()] == [""]
+        other = seat.context.new_page()
+        other.goto(server.url + "/docs")
+        leave(seat.page)
+        turns = json.loads(other.evaluate("localStorage['endstop.conversation']"))
+        assert [one["answer"]["text"] for one in turns] == ["ab"]
+
+    def test_a_tab_shows_what_another_has_written(self, seat: Seat, server: Server) -> None:
+        seat.page.on("dialog", lambda dialog: dialog.accept())
+        seat.page.get_by_label("Max tokens").fill("20")
+        other = seat.context.new_page()
+        other.goto(server.url)
+        seat.ask("one")
+        server.allow(2)
+        expect(other.locator(".answer-text")).to_have_text("ab")
+        # It is another tab's answer, and one runs at a time: whoever wants to ask here reads it here.
+        other.get_by_label("Message").fill("two")
+        other.get_by_label("Message").press("Enter")
+        expect(other.get_by_role("button", name="Stop")).to_be_visible()
+        expect(other.get_by_label("Message")).to_have_value("two")
+        server.allow("open")
+        expect(other.get_by_role("button", name="Send")).to_be_visible()
+        expect(seat.facts).to_contain_text("tokens/s")
+        other.get_by_label("Message").press("Enter")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["one", "two"])
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(other.locator(".facts").last).to_contain_text("tokens/s")
+        seat.page.get_by_role("button", name="Clear the conversation").click()
+        expect(other.get_by_role("article")).to_have_count(0)
+        leave(other)
+        assert seat.stored() == []
+
+    def test_an_answer_that_is_cleared_in_another_tab_ends(self, seat: Seat, server: Server) -> None:
+        other = seat.context.new_page()
+        other.on("dialog", lambda dialog: dialog.accept())
+        other.goto(server.url)
+        seat.ask("hello")
+        server.allow(2)
+        expect(other.locator(".answer-text")).to_have_text("ab")
+        other.get_by_role("button", name="Clear the conversation").click()
+        expect(seat.page.get_by_role("article")).to_have_count(0)
+        expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
+        server.allow(1)  # the step that was under way
+        server.wait_for(lambda: server.stats()["open"] == 0, "ended")
+        assert seat.stored() == []
+
+    def test_an_answer_that_another_tab_has_an_older_part_of_goes_on(self, seat: Seat, server: Server) -> None:
+        other = seat.context.new_page()
+        other.goto(server.url)
+        seat.ask("hello")
+        server.allow(2)
+        expect(other.locator(".answer-text")).to_have_text("ab")
+        other.evaluate(
+            """() => {
+              const [turn] = JSON.parse(localStorage['endstop.conversation']);
+              turn.answer.text = "older";
+              localStorage['endstop.conversation'] = JSON.stringify([turn]);
+            }"""
+        )
+        server.allow(2)
+        expect(seat.text).to_have_text("abcd")
+        expect(other.locator(".answer-text")).to_have_text("abcd")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+
     def test_who_has_scrolled_up_is_left_there(self, seat: Seat, server: Server) -> None:
         seat.page.set_viewport_size({"width": 320, "height": 420})
         log = seat.page.get_by_role("log")
@@ -741,6 +827,15 @@ class TestLooks:
         assert seat.complaints == []
         seat.context.close()
 
+    @pytest.mark.parametrize("width", [375, 700, 1000, 1400])
+    def test_the_tiles_of_operations_fill_their_rows(self, seat: Seat, width: int) -> None:
+        seat.page.set_viewport_size({"width": width, "height": 740})
+        seat.page.get_by_role("link", name="Operations").click()
+        tiles = seat.page.locator(".tiles > div")
+        expect(tiles).to_have_count(6)
+        tops = [one.evaluate("one => one.offsetTop") for one in tiles.all()]
+        assert len({tops.count(top) for top in tops}) == 1, tops
+
     def test_it_is_dark_or_light_as_the_system_or_the_reader_wants(self, seat: Seat) -> None:
         def back() -> Any:
             return seat.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -992,6 +1087,12 @@ def keep(page: Page, turns: Any) -> None:
     page.reload()
 
 
+def leave(page: Page) -> None:
+    """Have the page go away, and hear that it has."""
+    page.goto("about:blank")
+    page.close()
+
+
 # Of the lists that those who look for such holes try first, in the forms that Markdown adds.
 HOSTILE = [
     "<script>hit()</script>",
@@ -1083,6 +1184,53 @@ class TestHostile:
         seat.context.close()
 
 
+class TestBrokenAnswers:
+    """Of a server, or of what stands before it, that does not say what was agreed."""
+
+    pytestmark = in_browser
+
+    def answered(self, seat: Seat, *events: str) -> None:
+        """Ask, and have these be the events of the answer."""
+        body = "".join(f"id: {i}\ndata: {event}\n\n" for i, event in enumerate(events))
+        seat.page.route("**/stream", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+        seat.ask("hello")
+
+    def test_an_event_that_is_no_json_ends_the_answer(self, seat: Seat, server: Server) -> None:
+        before = server.stats()["outcomes"].get("cancelled{delete}", 0)
+        self.answered(seat, '{"type": "token", "t": "ab", "i": 0}', "{broken")
+        expect(seat.answer.get_by_role("alert")).to_contain_text("This page cannot read what the server sent")
+        expect(seat.text).to_have_text("ab")
+        expect(seat.page.get_by_role("button", name="Retry")).to_be_visible()
+        assert len([one for one in seat.requests if one.url.endswith("/stream")]) == 1
+        server.allow(1)  # the step that was under way
+        server.wait_for(lambda: server.stats()["outcomes"].get("cancelled{delete}", 0) == before + 1, "cancelled")
+
+    def test_a_text_that_cannot_be_read_as_markdown_is_shown_as_it_is(self, seat: Seat, server: Server) -> None:
+        """While it is written, and to whoever comes back to it."""
+        server.allow("open")
+        marks = "_" * 10_000
+        texts = ["**one**\n", f"{marks}a{marks}", "\n  two"]
+        tokens = [json.dumps({"type": "token", "t": text, "i": i}) for i, text in enumerate(texts)]
+        self.answered(seat, *tokens, '{"type": "end", "stop_reason": "EOS", "tokens_out": 3}', "[DONE]")
+        expect(seat.facts).to_have_text("3 tokens")
+        assert seat.text.text_content() == "".join(texts)
+        seat.page.reload()
+        expect(seat.facts).to_have_text("3 tokens")
+        assert seat.text.text_content() == "".join(texts)
+
+    @pytest.mark.parametrize("bad", ['"fast"', '"5"', "{}", "null"])
+    def test_a_measure_that_is_no_number_is_left_out(self, seat: Seat, server: Server, bad: str) -> None:
+        server.allow("open")
+        self.answered(
+            seat,
+            '{"type": "token", "t": "ab", "i": 0}',
+            f'{{"type": "metrics", "tokens_per_sec": {bad}, "ttft_ms": {bad}}}',
+            '{"type": "end", "stop_reason": "EOS", "tokens_out": 1}',
+            "[DONE]",
+        )
+        expect(seat.facts).to_have_text("1 token")
+
+
 class TestMarkdown:
     pytestmark = in_browser
 
@@ -1111,6 +1259,15 @@ class TestMarkdown:
     def test_it_is_shown_as_it_was_meant(self, seat: Seat, text: str, markup: str) -> None:
         show_answer(seat.page, text)
         assert seat.text.inner_html() == markup
+
+    NESTED = ("> ", ">", "- ", "1. ", "- > ")
+
+    @pytest.mark.parametrize("mark", NESTED)
+    def test_what_is_nested_deeper_than_anybody_reads_is_text(self, seat: Seat, mark: str) -> None:
+        show_answer(seat.page, mark * 5000 + "end\n\n**after**")
+        expect(seat.text).to_contain_text("end")
+        expect(seat.text.locator("strong")).to_have_text("after")
+        assert seat.text.locator("blockquote, ul, ol").count() == 50
 
     def test_code_is_copied_as_it_is(self, seat: Seat) -> None:
         seat.context.grant_permissions(["clipboard-read", "clipboard-write"])

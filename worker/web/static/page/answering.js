@@ -37,7 +37,12 @@ export class Answering {
     } catch (error) {
       if (this.#leaving.signal.aborted) return;
       if (error instanceof Refused && error.status === 401) throw error;
-      this.#fail(error.code ?? "", error instanceof Refused ? words(error) : `The page failed: ${error.message}`);
+      if (error instanceof Refused) {
+        this.#fail(error.code, words(error));
+      } else {
+        this.#fail("", `This page cannot read what the server sent (${error.message}). Try again.`);
+        if (this.answer.jobId) this.#cancel(); // nobody will read the rest
+      }
     }
   }
 
@@ -78,9 +83,9 @@ export class Answering {
       else this.onChange("");
     };
     const options = { lastId: answer.lastId, signal: this.#leaving.signal, onConnection };
-    for await (const { id, event } of jobEvents(answer.jobId, options)) {
+    for await (const { id, data } of jobEvents(answer.jobId, options)) {
       answer.lastId = id;
-      this.onChange(this.#take(event));
+      this.onChange(this.#take(JSON.parse(data)));
     }
   }
 

@@ -11,7 +11,7 @@ import { TurnView } from "./turn.js";
 const AT_END_PX = 80;
 
 export class Chat {
-  #conversation = new Conversation();
+  #conversation = new Conversation(() => this.#takeOver());
   #views = new Map(); // by turn
   #running = null;
   #isFollowing = true;
@@ -47,6 +47,11 @@ export class Chat {
   #send() {
     const question = byId("question").value.trim();
     if (this.#running || !question || !areOptionsValid()) return;
+    const last = this.#conversation.turns.at(-1);
+    if (last?.answer.state === RUNNING) { // in another tab, which may be gone
+      this.#goOn(last);
+      return;
+    }
     byId("question").value = "";
     grow(byId("question"));
     this.#ask(question);
@@ -119,6 +124,22 @@ export class Chat {
     this.#views.clear();
     this.#showState();
     byId("question").focus();
+  }
+
+  // Another tab has written. An answer that it has cleared or asked in another way is wanted no more.
+  #takeOver() {
+    if (!this.#conversation.takeOver(this.#running?.answer)) return;
+    this.#running?.leave();
+    this.#running = null;
+    const { turns } = this.#conversation;
+    for (const [turn, view] of this.#views) {
+      if (turns.includes(turn)) continue;
+      view.element.remove();
+      this.#views.delete(turn);
+    }
+    for (const turn of turns) if (!this.#views.has(turn)) this.#show(turn);
+    this.#showState();
+    this.#scrollDown(false);
   }
 
   #show(turn) {

@@ -1,7 +1,9 @@
 // The conversation: turns of a question and its answer, kept over a reload. Knows nothing of what is shown.
 //
 // A running answer keeps its job and the number of the last event that is in its text: after a reload the stream goes
-// on there. `save` is called often and writes now and then; a page that goes away writes at once.
+// on there. `save` is called often and writes now and then; a page that goes away writes what it has not yet.
+//
+// All tabs of a browser have one conversation. What one writes the others take over, so whoever writes has seen the last.
 
 const NAME = "endstop.conversation";
 const SAVE_MS = 500;
@@ -14,16 +16,35 @@ export const FAILED = "failed";
 export class Conversation {
   #timer = null;
 
-  constructor() {
+  // onElsewhere(): another tab has written, and `takeOver` may be called.
+  constructor(onElsewhere) {
     this.turns = read() ?? [];
-    addEventListener("pagehide", () => this.#write());
+    addEventListener("pagehide", () => {
+      if (this.#timer !== null) this.#write(); // else another tab may have written since, or cleared it
+    });
+    addEventListener("storage", ({ key }) => {
+      if (key === NAME || key === null) onElsewhere(); // null: everything was cleared
+    });
+  }
+
+  // Have the turns that another tab has written; those that are the same stay the same objects. Not if the turn of the
+  // `running` answer is among them: that one grows here, and what the other tab has of it is older.
+  // Returns whether they were taken.
+  takeOver(running) {
+    const found = read() ?? [];
+    const place = this.turns.findIndex(({ answer }) => answer === running);
+    if (place >= 0 && isSame(found[place], this.turns[place])) return false;
+    let same = 0;
+    while (same < found.length && JSON.stringify(found[same]) === JSON.stringify(this.turns[same])) same++;
+    this.turns = [...this.turns.slice(0, same), ...found.slice(same)];
+    return true;
   }
 
   // A turn whose answer is to come. In the place of a question stand `results`, if it is tools that were asked something:
   // [{ id, name, text }], for each call of the answer before.
   ask(question, results = null) {
     this.turns.push({ question, results, answer: newAnswer() });
-    this.save();
+    this.#write(); // at once: another tab that writes meanwhile would take it for gone
     return this.turns.at(-1);
   }
 
@@ -70,6 +91,11 @@ export function newAnswer() {
   return {
     state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0,
   };
+}
+
+// Whether a turn that another tab has written is this one, which may have got its job since.
+function isSame(found, { question, answer }) {
+  return found?.question === question && [null, answer.jobId].includes(found.answer.jobId);
 }
 
 const called = ({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } });

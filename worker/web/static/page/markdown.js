@@ -2,7 +2,8 @@
 // markup, no image is loaded, and a link goes to http, https or mail, or is no link.
 //
 // `MarkdownView` shows a text that grows: what stands before the last block stays as it is, so that a selection in it
-// lasts and a long answer costs no more per token than a short one.
+// lasts and a long answer costs no more per token than a short one. A text that cannot be read as Markdown is shown as
+// it is: whatever a model writes, the page goes on.
 
 import { make } from "./dom.js";
 
@@ -13,14 +14,31 @@ const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])\s+/;
 const DELIMITERS = /^ *\|? *:?-+:? *(\| *:?-+:? *)*\|? *$/;
 
+// How deep quotes and lists may stand in each other; what is deeper is text. A line of 1,255 "1. " fills a browser's stack.
+const MAX_DEPTH = 50;
+
 export class MarkdownView {
   #shown = [];
+  #isPlain = false;
 
   constructor(element) {
     this.element = element;
   }
 
   set text(text) {
+    if (!this.#isPlain) {
+      try {
+        this.#show(text);
+        return;
+      } catch { // the stack is full; a text that grows gets no better
+        this.#isPlain = true;
+        this.element.classList.add("plain");
+      }
+    }
+    this.element.textContent = text;
+  }
+
+  #show(text) {
     const found = blocks(text);
     let same = 0;
     while (same < found.length && found[same].source === this.#shown[same]?.source) same++;
@@ -33,8 +51,8 @@ export class MarkdownView {
   }
 }
 
-// The blocks of a text, each with its source and how it is made.
-export function blocks(text) {
+// The blocks of a text, each with its source and how it is made. depth: how many quotes and lists it stands in.
+function blocks(text, depth = 0) {
   const lines = text.split("\n");
   const found = [];
   for (let i = 0; i < lines.length; ) {
@@ -42,7 +60,7 @@ export function blocks(text) {
       i++;
       continue;
     }
-    const [end, build] = block(lines, i);
+    const [end, build] = block(lines, i, depth);
     found.push({ source: `${build.name} ${lines.slice(i, end).join("\n")}`, make: build });
     i = end;
   }
@@ -50,7 +68,7 @@ export function blocks(text) {
 }
 
 // Where the block that begins at line `start` ends, and how it is made.
-function block(lines, start) {
+function block(lines, start, depth) {
   const line = lines[start];
   const fence = FENCE.exec(line);
   if (fence) {
@@ -61,14 +79,15 @@ function block(lines, start) {
   const heading = HEADING.exec(line);
   if (heading) return [start + 1, () => make(`h${Math.min(heading[1].length + 2, 6)}`, {}, inline(heading[2]))];
   if (RULE.test(line)) return [start + 1, () => make("hr")];
-  if (QUOTE.test(line)) {
+  const canNest = depth < MAX_DEPTH;
+  if (canNest && QUOTE.test(line)) {
     const end = endWhere(lines, start, (one) => !QUOTE.test(one));
     const inner = lines.slice(start, end).map((one) => one.replace(QUOTE, "")).join("\n");
-    return [end, () => make("blockquote", {}, blocks(inner).map((one) => one.make()))];
+    return [end, () => make("blockquote", {}, blocks(inner, depth + 1).map((one) => one.make()))];
   }
-  if (ITEM.test(line)) {
+  if (canNest && ITEM.test(line)) {
     const end = endOfList(lines, start);
-    return [end, () => list(lines.slice(start, end))];
+    return [end, () => list(lines.slice(start, end), depth + 1)];
   }
   if (isTable(lines, start)) {
     const end = endWhere(lines, start, (one) => !one.includes("|"));
@@ -137,7 +156,7 @@ function endOfList(lines, start) {
   return end;
 }
 
-function list(lines) {
+function list(lines, depth) {
   const [, indent, mark] = ITEM.exec(lines[0]);
   const items = [];
   for (const line of lines) {
@@ -149,14 +168,14 @@ function list(lines) {
       own.push(line.slice(Math.min(width, line.length - line.trimStart().length)));
     }
   }
-  const made = items.map((item) => make("li", {}, itemContent(item.lines)));
+  const made = items.map((item) => make("li", {}, itemContent(item.lines, depth)));
   const start = parseInt(mark, 10);
   return Number.isNaN(start) ? make("ul", {}, made) : make("ol", { start: start === 1 ? null : start }, made);
 }
 
 // The first lines of an item stand in it without a paragraph's margins.
-function itemContent(lines) {
-  return blocks(lines.join("\n")).map((one, i) => {
+function itemContent(lines, depth) {
+  return blocks(lines.join("\n"), depth).map((one, i) => {
     const element = one.make();
     return i === 0 && element.tagName === "P" ? [...element.childNodes] : element;
   });

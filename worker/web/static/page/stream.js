@@ -11,7 +11,8 @@ const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 5000;
 const SILENCE_MS = 60000; // a server may be told to ping every 50 s
 
-// Yields { id, event } up to the terminal event.
+// Yields { id, data } up to the terminal event. Whoever takes them reads what is in them: an event that cannot be read
+// would not be better over another connection.
 //
 // onConnection: called with "open", and with "lost" when a connection has broken and another will be tried.
 // Throws Refused if the server knows the job no longer or wants a key; AbortError when `signal` says so.
@@ -23,7 +24,7 @@ export async function* jobEvents(jobId, { lastId = -1, signal, onConnection = ()
         if (id <= lastId) continue;
         waitMs = FIRST_WAIT_MS;
         lastId = id;
-        yield { id, event: JSON.parse(data) };
+        yield { id, data };
       }
     } catch (error) {
       if (signal.aborted || (error instanceof Refused && !error.isPassing)) throw error;

@@ -161,12 +161,13 @@ function indented(json) {
 
 // What was measured, in words.
 function facts({ state, stopReason, tokens, metrics }) {
+  const isMeasured = (value) => Number.isFinite(value) && value > 0;
   const parts = [];
   if (state === STOPPED) parts.push("stopped");
   if (state === DONE && stopReason === "MAX_TOKENS") parts.push("cut off at the limit of tokens");
   if (tokens) parts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
-  if (metrics?.tokensPerS) parts.push(`${number(metrics.tokensPerS)} tokens/s`);
-  if (metrics?.ttftMs) parts.push(`first after ${duration(metrics.ttftMs)}`);
+  if (isMeasured(metrics?.tokensPerS)) parts.push(`${number(metrics.tokensPerS)} tokens/s`);
+  if (isMeasured(metrics?.ttftMs)) parts.push(`first after ${duration(metrics.ttftMs)}`);
   return parts.join(" · ");
 }
 
