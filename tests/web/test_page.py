@@ -261,7 +261,8 @@ class TestChat:
         assert seat.bodies() == []
         expect(seat.page.get_by_label("Message")).to_have_value("hello")
 
-    def test_an_earlier_question_is_edited(self, seat: Seat, server: Server) -> None:
+    @pytest.mark.parametrize("how", ["a button", "Enter"])
+    def test_an_earlier_question_is_edited(self, seat: Seat, server: Server, how: str) -> None:
         server.allow("open")
         seat.page.get_by_label("Max tokens").fill("2")
         for question in ("one", "two", "three"):
@@ -270,8 +271,13 @@ class TestChat:
         seat.page.get_by_role("button", name="Edit the question").nth(1).click()
         field = seat.page.get_by_label("Question", exact=True).and_(seat.page.get_by_role("textbox"))
         expect(field).to_be_focused()
-        field.fill("other")
-        seat.page.get_by_role("button", name="Ask again").click()
+        field.fill("oth")
+        field.press("End")
+        if how == "a button":
+            field.press_sequentially("er")
+            seat.page.get_by_role("button", name="Ask again").click()
+        else:
+            field.press_sequentially("er\n")  # as in the field for the next one
         expect(seat.page.get_by_role("article", name="Question")).to_have_text(["one", "other"])
         expect(seat.facts).to_contain_text("2 tokens")
         assert [one["content"] for one in seat.bodies()[-1]["messages"]] == ["one", "ab", "other"]

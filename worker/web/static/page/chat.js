@@ -3,7 +3,7 @@
 import { Refused } from "./api.js";
 import { Answering } from "./answering.js";
 import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
-import { byId } from "./dom.js";
+import { byId, isSent } from "./dom.js";
 import { askForKey } from "./keydialog.js";
 import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
 import { TurnView } from "./turn.js";
@@ -24,8 +24,7 @@ export class Chat {
       this.#send();
     });
     question.addEventListener("keydown", (event) => {
-      // Where there is no keyboard but on the glass, Enter is the only way to begin a line.
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
+      if (isSent(event)) {
         event.preventDefault();
         this.#send();
       }

@@ -26,3 +26,9 @@ function set(element, attributes) {
 }
 
 export const byId = (id) => document.getElementById(id);
+
+// Whether a key in a field of several lines sends it. Where there is no keyboard but on the glass, Enter is the only way to
+// begin a line.
+export function isSent(event) {
+  return event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+}

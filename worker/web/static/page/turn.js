@@ -1,7 +1,7 @@
 // How one turn of the conversation is shown: the question, which can be edited, and the answer as it grows.
 
 import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
-import { make } from "./dom.js";
+import { isSent, make } from "./dom.js";
 import { MarkdownView, codeBlock, copyText } from "./markdown.js";
 
 export class TurnView {
@@ -110,7 +110,8 @@ export class TurnView {
       setTimeout(() => { copy.textContent = "Copy"; }, 2000);
     };
     const retry = make("button", { type: "button", class: "retry", onclick: () => this.onRetry() }, "Retry");
-    this.foot.replaceChildren(make("span", { class: "facts" }, text), this.turn.answer.text ? copy : "", retry);
+    const buttons = make("span", {}, this.turn.answer.text ? copy : null, retry); // on a narrow screen they wrap together
+    this.foot.replaceChildren(make("span", { class: "facts" }, text), buttons);
   }
 
   #showQuestion() {
@@ -143,7 +144,13 @@ export class TurnView {
       event.preventDefault();
       if (field.value.trim()) this.onEdit(field.value.trim());
     };
-    form.onkeydown = (event) => { if (event.key === "Escape") close(); };
+    form.onkeydown = (event) => {
+      if (event.key === "Escape") close();
+      if (event.target === field && isSent(event)) {
+        event.preventDefault();
+        form.requestSubmit();
+      }
+    };
     this.question.replaceChildren(form);
     field.focus();
   }
