@@ -73,7 +73,7 @@ def configure(environ: Mapping[str, str], options: Mapping[str, str] | None = No
             problems.append(f"{_shown(given[name], _FIELDS[name])}: {error}")
     _check_together(values, given, problems)
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError(*problems)
     if not values.get("host"):
         # A platform sets the variable; whoever writes a port down for himself has said nothing of other machines.
         is_platform = "port" in given and given["port"].origin == variable_name(_FIELDS["port"])

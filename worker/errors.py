@@ -40,7 +40,7 @@ class EndstopError(Exception):
 class SettingsError(EndstopError):
     """Settings are unknown or out of range. `problems` has a sentence for each."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
 

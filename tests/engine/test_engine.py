@@ -753,9 +753,9 @@ def test_queue_timeout() -> None:
     ("num_tokens", "deadlines", "expected"),
     [
         (0, {"first_token_s": 0.02}, "FIRST_TOKEN_TIMEOUT"),
-        (3, {"token_s": 0.02}, "STALLED"),
+        (3, {"token_s": 0.3}, "STALLED"),
         (0, {"total_s": 0.02}, "TIMEOUT"),
-        (3, {"total_s": 0.02}, "TIMEOUT"),
+        (3, {"total_s": 0.3}, "TIMEOUT"),  # by then a busy machine has computed them too
     ],
 )
 def test_a_model_that_loses_a_row_meets_its_deadline(

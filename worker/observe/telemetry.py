@@ -77,7 +77,7 @@ def check_telemetry(settings: Settings, environ: Mapping[str, str]) -> None:
             "run `python -m pip install -r requirements-otel.txt`, or leave it off"
         )
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError(*problems)
 
 
 _HINTS = {"grpc": "; point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's port for HTTP, which is usually 4318"}
