@@ -1,5 +1,6 @@
 """`bench`: what it asks, what it counts, and that what failed is never in the numbers."""
 
+import contextlib
 import io
 import json
 import socket
@@ -107,6 +108,24 @@ def test_what_does_not_end_in_time_has_failed() -> None:
         result = bench(server.address, "--requests", "1", "--limit-s", "0.2", "--json")
     assert json.loads(result.stdout)["failures"] == {"not ended after 0.2 s": 1}
     assert result.exit_code == 1
+
+
+def test_a_stream_that_never_ends_has_failed_in_time() -> None:
+    """Bytes that keep coming are no reason to wait for longer."""
+
+    class Handler(QuietHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b": still here\n" * 1000)
+
+    with HTTPServer(Handler) as server:
+        streams = run(server.url, [{}] * 8, concurrency=8, limit_s=0.2)
+        assert {stream.failure for stream in streams} == {"not ended after 0.2 s"}
+        with pytest.raises(LoadFailed, match="8 of 8 answers have not ended"):
+            run(server.url, [{}] * 8, concurrency=8, limit_s=0.2, is_strict=True)
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,7 @@ from worker.client import why_unanswered
 from worker.load import Stream, run
 from worker.spawn import announced_server
 
-_WORDS = (
-    "river",
-    "stone",
-    "lamp",
-    "garden",
-    "window",
-    "paper",
-    "music",
-    "winter",
-    "orange",
-    "silver",
-    "market",
-    "bridge",
-)
+_WORDS = ("river", "stone", "lamp", "garden", "window", "paper", "music", "winter", "orange", "silver", "bridge")
 CONNECT_S = 10.0
 PERCENTILES = (50, 90, 99)
 

@@ -198,8 +198,9 @@ def run(
             for _ in range(concurrency):
                 send_next()
             while num_open:
-                ready = selector.select(timeout=max(0.0, limit_s - (time.perf_counter() - began)))
-                if not ready:
+                left_s = limit_s - (time.perf_counter() - began)
+                ready = selector.select(timeout=max(0.0, left_s))
+                if left_s <= 0 or not ready:  # what comes and comes is late too
                     late = f"{num_open} of {len(bodies)} answers have not ended after {limit_s:g} s"
                     if is_strict:
                         raise LoadFailed(late)
@@ -253,6 +254,7 @@ def _open(url: str, body: dict[str, Any], api_key: str | None) -> Stream:
         connection = ssl.create_default_context().wrap_socket(connection, server_hostname=host)
     sent_at = time.perf_counter()
     connection.sendall(head.encode() + data)
+    connection.setblocking(False)  # TLS has bytes of its own: to wait behind these would hold up all others
     return Stream(connection, sent_at)
 
 

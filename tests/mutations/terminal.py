@@ -195,6 +195,12 @@ MUTATIONS: list[Mutation] = [
         "test_a_script_learns_that_an_answer_failed",
     ),
     load(
+        "a stream that goes on and on is late too",
+        "if left_s <= 0 or not ready:",
+        "if not ready:",
+        "test_a_stream_that_never_ends_has_failed_in_time",
+    ),
+    load(
         "no more are open than were asked for",
         "for _ in range(concurrency):",
         "for _ in bodies:",
