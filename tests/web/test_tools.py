@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from tests.support import templates
 from tests.support.servers import WORKER_CLASSES, events_of, running_server
 from tests.support.speakers import say, speaking_app
+from worker.answer_parser import AnswerParser
 
 pytestmark = pytest.mark.slow
 
@@ -216,6 +217,22 @@ def test_native_streams_say_what_is_no_text(app: Flask, family: str) -> None:
     for number in range(len(events) - 1):
         *rest, _ = events_of(client.get(url, headers={"Last-Event-ID": str(number)}).data)
         assert rest == events[number + 1 :]
+
+
+def test_a_native_stream_ends_once_though_its_parts_cannot_be_found(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends the stream asks the parser that has just failed once more."""
+
+    def fail(parser: AnswerParser) -> Any:
+        yield
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(AnswerParser, "_answer", fail)
+    raw = app.test_client().post("/execute", json={"messages": [say("It rains.")], "tools": TOOLS}).data
+    *_, failure, done = events_of(raw)
+    assert (failure["type"], failure["code"], done) == ("error", "INFERENCE_FAILED", "[DONE]")
+    assert [event["type"] for event in events_of(raw)[:-1]].count("error") == 1
 
 
 def test_native_streams_say_nothing_more_of_text(app: Flask) -> None:
