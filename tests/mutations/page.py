@@ -121,9 +121,15 @@ MUTATIONS: list[Mutation] = [
         CHAT + "test_stop_before_there_is_a_job_ends_it_when_there_is_one",
     ),
     answering(
+        "a Stop that was lost is sent again while the events go on",
+        "if (tries === TRIES || (error instanceof Refused && !error.isPassing)) return;",
+        "return;",
+        NETWORK + "test_a_stop_that_is_lost_on_its_way_is_sent_again",
+    ),
+    answering(
         "a request without an answer is sent so often and no more",
-        "tries === TRIES || ",
-        "",
+        "tries === TRIES || this.#isStopAsked",
+        "this.#isStopAsked",
         NETWORK + "test_a_request_that_gets_no_answer_is_sent_four_times",
     ),
     answering(

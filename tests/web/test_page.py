@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ class Seat:
     @property
     def facts(self) -> Any:
         return self.answer.locator(".facts")
+
+    def cancelling(self) -> AbstractContextManager[Any]:
+        """At the end of the block the server has heard that an answer is to stop."""
+        return self.page.expect_response(lambda answer: answer.request.method == "DELETE" and answer.ok)
 
     def bodies(self) -> list[dict[str, Any]]:
         """What was asked of the server."""
@@ -221,7 +226,8 @@ class TestChat:
         seat.ask("hello")
         server.allow(2)
         expect(seat.text).to_have_text("ab")
-        seat.page.get_by_role("button", name="Stop").click()
+        with seat.cancelling():
+            seat.page.get_by_role("button", name="Stop").click()
         expect(seat.answer.get_by_role("status")).to_have_text("Stopping…")
         server.allow(1)  # the step that was under way
         expect(seat.facts).to_contain_text("stopped")
@@ -354,7 +360,8 @@ class TestChat:
         expect(seat.page.get_by_label("Message")).to_have_value("two")
         expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
         seat.page.get_by_role("button", name="Edit the question").click()
-        seat.page.get_by_role("button", name="Ask again").click()
+        with seat.cancelling():
+            seat.page.get_by_role("button", name="Ask again").click()
         server.allow(1)  # the step of the first, which is cancelled
         server.wait_for(
             lambda: server.stats()["outcomes"].get("cancelled{delete}", 0) > before, "the first is cancelled"
@@ -371,7 +378,7 @@ class TestChat:
         seat.page.get_by_role("button", name="Stop").click()
         seat.page.wait_for_function("1")  # what the browser has to say has been heard
         [route] = held
-        with seat.page.expect_response(lambda answer: answer.request.method == "DELETE"):
+        with seat.cancelling():
             route.continue_()
         server.allow(1)  # the step that was under way
         expect(seat.facts).to_have_text(re.compile("^stopped"))
@@ -392,7 +399,7 @@ class TestChat:
         idle.goto(server.url)
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
-        # Not by wait_for_function: what it asks for the second time is evaluated in the page, whose policy forbids that.
+        # Not by wait_for_function: what it asks for the second time is evaluated in the page, which forbids that.
         server.wait_for(lambda: [one["answer"]["state"] for one in seat.stored()] == ["done"], "the answer is kept")
         kept = seat.stored()
         leave(idle)
@@ -445,7 +452,8 @@ class TestChat:
         seat.ask("hello")
         server.allow(2)
         expect(other.locator(".answer-text")).to_have_text("ab")
-        other.get_by_role("button", name="Clear the conversation").click()
+        with seat.cancelling():
+            other.get_by_role("button", name="Clear the conversation").click()
         expect(seat.page.get_by_role("article")).to_have_count(0)
         expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
         server.allow(1)  # the step that was under way
@@ -688,6 +696,16 @@ class TestBadNetwork:
         assert len(bad_seat.bodies()) == 2
         assert server.stats()["num_accepted"] == num_accepted + 1
 
+    def test_a_stop_that_is_lost_on_its_way_is_sent_again(self, bad_seat: Seat, server: Server) -> None:
+        bad_seat.ask("hello")
+        server.allow(2)
+        expect(bad_seat.text).to_have_text("ab")
+        bad_seat.page.route("**/v1/jobs/*", lambda route: route.abort(), times=1)
+        with bad_seat.cancelling():
+            bad_seat.page.get_by_role("button", name="Stop").click()
+        server.allow(1)
+        expect(bad_seat.facts).to_contain_text("stopped")
+
     def test_stop_reaches_the_server_once_it_can_be_reached(
         self, bad_seat: Seat, proxy: CutProxy, server: Server
     ) -> None:
@@ -697,9 +715,9 @@ class TestBadNetwork:
         proxy.is_down = True
         proxy.cut()
         expect(bad_seat.answer.get_by_role("status")).to_have_text("Connection lost; resuming…")
-        bad_seat.page.get_by_role("button", name="Stop").click()
-        proxy.is_down = False
-        server.wait_for(lambda: any(one.startswith(b"DELETE") for one in proxy.requests), "stop is sent")
+        with bad_seat.cancelling():
+            bad_seat.page.get_by_role("button", name="Stop").click()
+            proxy.is_down = False
         server.allow(1)
         expect(bad_seat.facts).to_contain_text("stopped")
 
@@ -1204,7 +1222,8 @@ class TestBrokenAnswers:
 
     def test_an_event_that_is_no_json_ends_the_answer(self, seat: Seat, server: Server) -> None:
         before = server.stats()["outcomes"].get("cancelled{delete}", 0)
-        self.answered(seat, '{"type": "token", "t": "ab", "i": 0}', "{broken")
+        with seat.cancelling():
+            self.answered(seat, '{"type": "token", "t": "ab", "i": 0}', "{broken")
         expect(seat.answer.get_by_role("alert")).to_contain_text("This page cannot read what the server sent")
         expect(seat.text).to_have_text("ab")
         expect(seat.page.get_by_role("button", name="Retry")).to_be_visible()

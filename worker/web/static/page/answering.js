@@ -41,7 +41,7 @@ export class Answering {
         this.#fail(error.code, words(error));
       } else {
         this.#fail("", `This page cannot read what the server sent (${error.message}). Try again.`);
-        if (this.answer.jobId) this.#cancel(); // nobody will read the rest
+        if (this.answer.jobId) this.#cancel(); // nobody reads the rest
       }
     }
   }
@@ -132,8 +132,17 @@ export class Answering {
     this.onChange("");
   }
 
-  #cancel() {
-    cancelJob(this.answer.jobId).catch(() => {}); // asked again with the next connection, if this one is lost
+  // Asked again if it was lost: the events may come over a connection that goes on.
+  async #cancel() {
+    for (let tries = 1; ; tries++) {
+      try {
+        await cancelJob(this.answer.jobId);
+        return;
+      } catch (error) {
+        if (tries === TRIES || (error instanceof Refused && !error.isPassing)) return;
+      }
+      await pause(500 * 2 ** tries);
+    }
   }
 }
 
