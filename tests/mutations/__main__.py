@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutations.mutation import Mutation, Stale
-from tests.mutations.report import known_rows, merged_table, summary_of, table_of, write_between_markers
+from tests.mutations.report import known_tests, merged_table, summary_of, table_of, write_between_markers
 from tests.mutations.runner import ROOT, NoVerdict, Verdict, judge, judge_whole
 from tests.mutations.table import MUTATIONS
 
@@ -29,11 +29,11 @@ def main() -> int:
     chosen = [m for m in MUTATIONS if arguments.only in m.guard or arguments.only in m.file]
     if not chosen:
         parser.error(f"no guard has the words {arguments.only!r}")
-    if arguments.write and arguments.only:
-        parser.error("--write is for the whole table")
+    if arguments.write and arguments.only and not arguments.missing:
+        parser.error("--write is for the whole table, or, with --missing, for more of it")
     if arguments.missing and not arguments.write:
         parser.error("--missing needs --write")
-    known = known_rows(arguments.write, MUTATIONS) if arguments.missing else {}
+    known = known_tests(arguments.write, MUTATIONS, ROOT) if arguments.missing else {}
     chosen = [m for m in chosen if m.guard not in known]
     began = time.monotonic()
     try:

@@ -1,6 +1,7 @@
 """One guard and the source text without it. Pure text: runs nothing."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,20 @@ def _names_around(tree: ast.AST, line: int) -> Iterator[str]:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 yield node.name
             yield from _names_around(node, line)
+
+
+@functools.cache
+def names_in(file: Path) -> set[str]:
+    """Names in a file that can be tests: functions, classes by any way of making them, and functions in these."""
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
 
 
 class Taking(Protocol):

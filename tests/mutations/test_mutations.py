@@ -1,13 +1,19 @@
 """The table of guards fits the source and the tests, so that it cannot rot between its runs, which are long."""
 
-import ast
-import functools
 from pathlib import Path
 
 import pytest
 
-from tests.mutations.mutation import Mutation, Stale
-from tests.mutations.report import BEGIN, END, known_rows, merged_table, table_of, write_between_markers
+from tests.mutations.mutation import Mutation, Stale, names_in
+from tests.mutations.report import (
+    BEGIN,
+    END,
+    between_markers,
+    known_tests,
+    merged_table,
+    table_of,
+    write_between_markers,
+)
 from tests.mutations.runner import ROOT, Verdict, _first_red
 from tests.mutations.table import MUTATIONS
 from tests.support.browser import check_script
@@ -22,7 +28,7 @@ def test_each_guard_is_where_the_table_says_and_its_tests_exist(mutation: Mutati
     assert mutation.tests
     for test in mutation.tests:
         file, _, name = test.partition("::")
-        assert name.partition("[")[0] in names_in(file), f"{test} does not exist"
+        assert name.partition("[")[0] in names_in(ROOT / file), f"{test} does not exist"
 
 
 @pytest.mark.parametrize(
@@ -36,18 +42,11 @@ def test_no_guard_has_the_name_of_another() -> None:
     assert len({mutation.guard for mutation in MUTATIONS}) == len(MUTATIONS)
 
 
-@functools.cache
-def names_in(file: str) -> set[str]:
-    """Names in a file that can be tests: functions, classes by any way of making them, and functions in these."""
-    names = set()
-    for node in ast.parse((ROOT / file).read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return names
+def test_the_page_of_guards_says_where_they_are_and_which_tests_there_are() -> None:
+    """`--missing --write` mends it, and takes a guard away again whose test has gone."""
+    document = ROOT / "docs/guards.md"
+    known = known_tests(document, MUTATIONS, ROOT)
+    assert between_markers(document).partition("\n\n")[2].strip() == merged_table(MUTATIONS, known, [], ROOT)
 
 
 # ---- the machinery
@@ -90,18 +89,21 @@ def test_the_report_names_the_test_and_replaces_the_old_one(tmp_path: Path) -> N
 
 
 def test_rows_of_a_run_before_are_kept_but_for_guards_that_survived(tmp_path: Path) -> None:
-    red, alive = Verdict("tests/test_a.py::test_it", "it is red", 1.0), Verdict("", "", 1.0)
+    here = Path(__file__).relative_to(ROOT)
+    red, alive = Verdict(f"{here}::test_no_guard_has_the_name_of_another", "it is red", 1.0), Verdict("", "", 1.0)
     first, second, third = MUTATIONS[:3]
     document = tmp_path / "doc.md"
     document.write_text(f"{BEGIN}{END}")
     write_between_markers(document, table_of([(first, red), (second, alive)], ROOT))
-    known = known_rows(document, [first, second, third])
+    known = known_tests(document, [first, second, third], ROOT)
     assert list(known) == [first.guard]
+    write_between_markers(document, table_of([(first, Verdict(f"{here}::test_that_has_gone", "", 1.0))], ROOT))
+    assert known_tests(document, [first], ROOT) == {}
     later = Verdict("tests/test_b.py::test_that", "it is red", 1.0)
     table = merged_table([third, first, second], known, [(second, later), (third, later)], ROOT)
     assert [line.rpartition("`: `")[2] for line in table.splitlines()[2:]] == [
         "test_that` |",
-        "test_it` |",
+        "test_no_guard_has_the_name_of_another` |",
         "test_that` |",
     ]
 
