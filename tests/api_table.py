@@ -15,7 +15,8 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from worker.request import GenerateRequest, StrictModel
+from worker.request import GenerateRequest
+from worker.schema import StrictModel
 from worker.settings import ROOT
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest

@@ -8,7 +8,7 @@ import pytest
 from tests.api_table import APIS, PAGE, Api, written
 from worker.body import parse_body
 from worker.errors import InvalidRequest
-from worker.request import StrictModel
+from worker.schema import StrictModel
 
 
 def test_the_page_is_as_the_schemas_are() -> None:

@@ -24,8 +24,9 @@ from worker.errors import InvalidRequest, KeyReused, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Narration, Started, StopReason, Terminal, Token, Usage, merge_waiting
 from worker.job import Job, JobReader, OnDisconnect
 from worker.jobs import Jobs
+from worker.message import Message
 from worker.prompts import LONG_CHARACTERS, SHORT_CHARACTERS
-from worker.request import GenerateRequest, Message
+from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup, Wakeup

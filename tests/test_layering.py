@@ -1,7 +1,7 @@
 """Imports run one way.
 
 web -> jobs -> job, prompts, grammars, call_grammar -> engine -> structure -> streams, observe -> body, answer_parser
-    -> answer, config -> request, events, errors, keys, settings
+    -> answer, config -> request, message, schema, origin, events, errors, keys, settings
 """
 
 import ast
@@ -16,7 +16,8 @@ FILES = sorted((ROOT / "worker").rglob("*.py"))
 
 # Rooms and single modules, the lowest first. One may import from lower ones, and from its own.
 LEVELS = [
-    {"worker.request", "worker.events", "worker.errors", "worker.keys", "worker.settings"},
+    {"worker.request", "worker.message", "worker.schema", "worker.origin"}
+    | {"worker.events", "worker.errors", "worker.keys", "worker.settings"},
     {"worker.answer", "worker.config"},
     {"worker.streams", "worker.observe", "worker.body", "worker.answer_parser"},
     {"worker.structure"},
@@ -120,10 +121,10 @@ def test_the_client_needs_nothing_but_requests() -> None:
     assert others == {"requests"}
 
 
-@pytest.mark.parametrize("name", ["request", "events", "errors", "keys", "settings"])
+@pytest.mark.parametrize("name", ["request", "message", "schema", "origin", "events", "errors", "keys", "settings"])
 def test_the_lowest_modules_import_no_third_party_but_the_schema(name: str) -> None:
     others = roots_of(ROOT / "worker" / f"{name}.py") - sys.stdlib_module_names - {"worker"}
-    assert others <= ({"pydantic", "pydantic_core"} if name == "request" else set())
+    assert others <= ({"pydantic", "pydantic_core"} if name in ("request", "message", "schema") else set())
 
 
 def test_no_import_of_the_rooms_starts_torch() -> None:

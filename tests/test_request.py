@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from worker.body import MAX_DEPTH, MAX_VALUES, parse_body
 from worker.errors import FieldError, InvalidRequest
-from worker.request import (
-    MAX_MESSAGES,
-    STRUCTURES,
-    GenerateRequest,
-    Message,
-    SamplingFields,
-    SamplingParams,
-    StrictModel,
-)
+from worker.message import MAX_MESSAGES, Message
+from worker.request import STRUCTURES, GenerateRequest, SamplingFields, SamplingParams
+from worker.schema import StrictModel
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
 

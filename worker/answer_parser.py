@@ -28,7 +28,7 @@ from worker.answer import (
     Text,
 )
 from worker.events import Token, TokenLogprob
-from worker.request import is_json_object
+from worker.message import is_json_object
 
 _NEWLINES = "\n"
 _SPACES = " \t\r\n"  # JSON's

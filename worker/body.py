@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from worker.errors import FieldError, InvalidRequest
-from worker.request import TAG_PREFIX, StrictModel
+from worker.schema import TAG_PREFIX, StrictModel
 
 Body = TypeVar("Body", bound=StrictModel)
 

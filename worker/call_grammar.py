@@ -12,7 +12,8 @@ from typing import Any
 
 from worker.answer import AnswerFormat, CallFormat
 from worker.errors import FieldError, InvalidRequest
-from worker.request import GenerateRequest, NamedTool, Tool
+from worker.message import NamedTool, Tool
+from worker.request import GenerateRequest
 from worker.structure import Structure, check_length, json_rule, structure_of
 
 # In front of all calls, before and after the arguments of one, between two, and behind all.

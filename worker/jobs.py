@@ -22,6 +22,7 @@ from worker.errors import FieldError, InvalidRequest, KeyReused, UnknownJob
 from worker.events import Event, Started, Terminal, merge_waiting
 from worker.grammars import Grammars
 from worker.job import GroupReader, Job, OnDisconnect
+from worker.origin import NO_ORIGIN, Origin
 from worker.prompts import (
     PromptEncoder,
     check_fits,
@@ -30,7 +31,7 @@ from worker.prompts import (
     check_tools,
     max_tokens_of,
 )
-from worker.request import NO_ORIGIN, GenerateRequest, Origin
+from worker.request import GenerateRequest
 from worker.settings import Settings
 from worker.streams.channel import ReceiveChannel, Receiver, SendChannel, merge, open_channel
 from worker.streams.narration import Narrator

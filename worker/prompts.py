@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from worker.answer import AnswerFormat
 from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest
-from worker.request import GenerateRequest, Message
+from worker.message import Message
+from worker.request import GenerateRequest
 from worker.streams.aside import Aside, new_aside
 
 if TYPE_CHECKING:

@@ -5,33 +5,28 @@ fields and share every rule through `SamplingFields`. Unknown fields are refused
 bytes. Pure: no I/O, any thread.
 """
 
-import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError
+
+from worker.message import Messages, NamedTool, Tool, ToolChoice, Tools
+from worker.schema import StrictModel, text_or_list
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 100
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20  # OpenAI's
-MAX_TOOLS = 128  # OpenAI's
-MAX_MESSAGES = 2048  # OpenAI's
 MAX_CHOICE_CHARACTERS = 1000
 
 # Why several APIs' fields are refused.
@@ -51,6 +46,10 @@ StopStrings = Annotated[
 TokenId = Annotated[int, Field(ge=0)]
 # In JSON a name is a string.
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompt = Annotated[
+    Annotated[str, Field(min_length=1), Tag("=text")] | Annotated[TokenIds, Tag("=list")], Discriminator(text_or_list)
+]
 MaxTokens = Annotated[int, Field(ge=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Choice = Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]
@@ -75,180 +74,6 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0  # before so many tokens nothing ends the answer but its limit
     logprobs: int | None = None  # how many of the likeliest tokens are told with each; None: nothing
-
-
-@dataclass(frozen=True, slots=True)
-class TraceParent:
-    """The span of somebody else that a request is a part of: W3C's header `traceparent`.
-
-    Attributes:
-        trace_id: 32 hexadecimal digits.
-        span_id: 16 of them.
-        is_sampled: Whether that span is recorded.
-    """
-
-    trace_id: str
-    span_id: str
-    is_sampled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The HTTP request that made a job. It may have made several.
-
-    Attributes:
-        x_request_id: What its client calls it, or we do; empty if nobody does.
-        route: As the app has it, not as the client wrote it.
-        parent: The span that it is a part of, if its client says one.
-    """
-
-    x_request_id: str = ""
-    route: str = ""
-    parent: TraceParent | None = None
-
-
-NO_ORIGIN = Origin()  # of a job that no request has made
-
-
-class StrictModel(BaseModel):
-    """What every part of a request is: unknown fields are refused, and types are not converted.
-
-    The text under a field is its description in /openapi.json.
-    """
-
-    # strict: "7" is not 7 and true is not 1; a client that sends them has a bug worth hearing about.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
-
-    # Fields that the API has elsewhere, and why they are refused here. Typed clients send null for all that was not
-    # set, and null asks for nothing: those alone are let through.
-    refused: ClassVar[Mapping[str, str]] = {}
-
-    @classmethod
-    def conflicts(cls, data: dict[str, Any]) -> list[str]:
-        """Fields that do not go together, in words. Looks at raw data: what else is wrong must not hide it."""
-        return []
-
-
-# Tags of a union name its members for pydantic; body.py leaves them out of the names of fields.
-TAG_PREFIX = "="
-
-
-def _kind(value: object) -> str:
-    """The member of a union of a string and a list that a value is meant for."""
-    return TAG_PREFIX + ("list" if isinstance(value, list) else "text")
-
-
-class TextPart(StrictModel):
-    """A part of a message. There are no others: the model reads text."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[
-    Annotated[str, Tag(_kind(""))] | Annotated[list[TextPart], Field(min_length=1), Tag(_kind([]))],
-    Discriminator(_kind),
-]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Prompt = Annotated[
-    Annotated[str, Field(min_length=1), Tag(_kind(""))] | Annotated[TokenIds, Tag(_kind([]))], Discriminator(_kind)
-]
-
-
-def is_json_object(text: str) -> bool:
-    """Whether a text is a JSON object that can be written again: Python reads more than that."""
-    try:
-        value = json.loads(text)
-        # Half of a surrogate pair is no text that a model could read, and NaN and 1e999 are no numbers of JSON.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict)
-
-
-def _json_object(text: str) -> str:
-    if not text:  # what clients have that join the pieces of a stream, if a call without arguments had none
-        return "{}"
-    if not is_json_object(text):
-        raise PydanticCustomError("json_object", "must be the text of a JSON object")
-    return text
-
-
-ArgumentsText = Annotated[str, AfterValidator(_json_object)]
-
-
-class CalledFunction(StrictModel):
-    """What a call was of."""
-
-    name: str
-    arguments: ArgumentsText
-    parsed_arguments: Any = None  # the arguments once more, which the parse helpers of openai-python add
-
-
-class ToolCall(StrictModel):
-    """A call that the assistant has made earlier in a conversation."""
-
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["function"]
-    function: CalledFunction
-    index: int | None = None  # its place among the calls once more, which openai-python leaves in what was streamed
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """As an object, the form that chat templates read."""
-        arguments: dict[str, Any] = json.loads(self.function.arguments)
-        return arguments
-
-
-class Message(StrictModel):
-    """One turn of a conversation. An answer's message is one too, as openai-python sends it back."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
-    tool_call_id: Annotated[str | None, Field(validate_default=True)] = None
-    reasoning_content: str | None = None
-    content: Annotated[Content | None, Field(validate_default=True)] = None
-    # Fields of an answer that say nothing when they are null or empty, and are nothing here when they say something.
-    refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-    parsed: Any = None  # the content once more, which the parse helpers of openai-python add
-
-    @field_validator("tool_calls", "reasoning_content", "parsed")
-    @classmethod
-    def _is_said_by_the_assistant(cls, value: object, info: ValidationInfo) -> object:
-        if value is not None and info.data.get("role", "assistant") != "assistant":
-            raise PydanticCustomError("role", "only a message of the assistant has this; remove it")
-        return value
-
-    @field_validator("tool_call_id")
-    @classmethod
-    def _belongs_to_a_tool(cls, value: str | None, info: ValidationInfo) -> str | None:
-        is_tool = info.data.get("role") == "tool"
-        if is_tool and not value:
-            raise PydanticCustomError("tool_call_id", "a message of a tool names the call that it answers")
-        if value is not None and not is_tool and "role" in info.data:
-            raise PydanticCustomError("role", "only a message of a tool has this; remove it")
-        return value
-
-    @field_validator("content")
-    @classmethod
-    def _is_there_unless_something_else_is(cls, value: object, info: ValidationInfo) -> object:
-        if value is None and not info.data.get("tool_calls"):
-            raise PydanticKnownError("missing")
-        return value
-
-    @property
-    def text(self) -> str:
-        """All of it that the model reads, besides calls and reasoning."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class JsonSchema(StrictModel):
@@ -369,60 +194,6 @@ class SamplingFields(StrictModel):
         if self.response_format is not None and self.response_format.type != "text":
             return True
         return self.regex is not None or self.choice is not None or self.grammar is not None
-
-
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-def _schema_of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type", "object") != "object":
-        raise PydanticCustomError("json_schema", "must be the JSON schema of an object: arguments have names")
-    return schema
-
-
-ToolParameters = Annotated[dict[str, Any], AfterValidator(_schema_of_an_object)]
-
-
-class Function(StrictModel):
-    """What the model may call."""
-
-    name: ToolName
-    description: str | None = None
-    parameters: ToolParameters | None = None  # None: it takes none
-    strict: bool | None = None
-
-
-class Tool(StrictModel):
-    """OpenAI's wrapping of a function. There are no tools of other types."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class NamedFunction(StrictModel):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(StrictModel):
-    """The tool that is to be called."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-def _choice_kind(value: object) -> str:
-    return TAG_PREFIX + ("mode" if isinstance(value, str) else "tool")
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(_choice_kind(""))] | Annotated[NamedTool, Tag(_choice_kind({}))],
-    Discriminator(_choice_kind),
-]
-
-
-Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ToolFields(StrictModel):

@@ -10,7 +10,7 @@ from tests.support import templates
 from tests.support.speakers import speaking_tokenizer
 from worker.engine.tokenizer import DEFAULT_CHAT_TEMPLATE, Tokenizer
 from worker.errors import InvalidRequest
-from worker.request import Message, Tool
+from worker.message import Message, Tool
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "default": None}}}
 WEATHER = Tool.model_validate(

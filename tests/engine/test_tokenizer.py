@@ -13,7 +13,7 @@ from tests.support.random_models import byte_level_tokenizer
 from tests.support.tokenizers import KINDS
 from worker.engine.tokenizer import Tokenizer
 from worker.errors import InvalidRequest
-from worker.request import Message
+from worker.message import Message
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 PATIENCE_S = 60.0

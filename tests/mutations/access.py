@@ -10,7 +10,7 @@ auth = taking_from("worker/web/auth.py", "tests/web/test_auth.py")
 app = taking_from("app.py", "tests/web/test_cors.py")
 jobs = taking_from("worker/jobs.py", "tests/web/test_auth.py")
 cors = taking_from("worker/web/cors.py", "tests/web/test_cors.py")
-request = taking_from("worker/request.py", "tests/test_request.py")
+message = taking_from("worker/message.py", "tests/test_request.py")
 log = taking_from("worker/observe/log.py", "tests/observe/test_log.py")
 engine = taking_from("worker/engine/engine.py", "tests/engine/test_engine.py")
 
@@ -160,7 +160,7 @@ MUTATIONS: list[Mutation] = [
         "            pass\n",
         "test_another_page_may_not",
     ),
-    request(
+    message(
         "a conversation has so many messages",
         "Field(min_length=1, max_length=MAX_MESSAGES)",
         "Field(min_length=1)",

@@ -9,6 +9,7 @@ call_grammar = taking_from("worker/call_grammar.py", "tests/test_call_grammar.py
 chat = taking_from("worker/web/chat_completions.py", "tests/web/test_tools.py")
 jobs = taking_from("worker/jobs.py", "tests/web/test_tools.py")
 prompts = taking_from("worker/prompts.py", "tests/web/test_tools.py")
+message = taking_from("worker/message.py", "tests/test_request.py")
 request = taking_from("worker/request.py", "tests/test_request.py")
 
 _ANSWERS = [
@@ -156,13 +157,13 @@ _REQUESTS = [
         "    if False:\n",
         "test_tools_of_a_model_whose_calls_are_not_understood_are_refused",
     ),
-    request(
+    message(
         "half of a surrogate pair in the arguments of a call is no text",
         "        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()",
         "        json.dumps(value, ensure_ascii=False, allow_nan=False)",
         "test_messages_that_are_refused",
     ),
-    request(
+    message(
         "a message says something",
         '        if value is None and not info.data.get("tool_calls"):\n',
         "        if False:\n",

@@ -10,7 +10,7 @@ import pytest
 
 from worker.events import Usage
 from worker.observe.log import JsonFormatter, JsonStderr, Outcome, Record, RecordWriter, StderrHandler, is_news
-from worker.request import Origin
+from worker.origin import Origin
 from worker.streams.channel import ReceiveChannel, SendChannel, open_channel
 from worker.streams.wakeup import ThreadWakeup
 

@@ -20,7 +20,8 @@ from worker.events import Usage
 from worker.observe.log import Outcome
 from worker.observe.otlp import MAX_INT, Otlp, _is_not_told_already, _Session
 from worker.observe.telemetry import NoTelemetry, check_telemetry, open_telemetry
-from worker.request import Origin, SamplingParams, TraceParent
+from worker.origin import Origin, TraceParent
+from worker.request import SamplingParams
 from worker.settings import Settings
 
 PARENT = TraceParent("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", is_sampled=True)

@@ -10,7 +10,7 @@ from tests.soak.oracle import answer, byte_of, key_of, length_of, shown, spoken
 from tests.soak.runner import SoakTokenizer
 from tests.support.random_models import byte_level_tokenizer
 from worker.engine.stop_strings import StopStrings
-from worker.request import Message
+from worker.message import Message
 
 KEYS = [key_of(str(n).encode()) for n in range(60)]
 

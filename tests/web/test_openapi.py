@@ -18,7 +18,8 @@ from tests.test_request import ACCEPTED, REFUSED
 from worker.body import parse_body
 from worker.errors import InvalidRequest
 from worker.keys import ApiKeys
-from worker.request import TAG_PREFIX, GenerateRequest, StrictModel
+from worker.request import GenerateRequest
+from worker.schema import TAG_PREFIX, StrictModel
 from worker.web.chat_completions import ChatCompletionRequest
 from worker.web.completions import CompletionRequest
 from worker.web.description import description_of

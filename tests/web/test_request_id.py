@@ -10,7 +10,7 @@ from tests.support.apps import app_in_process
 from tests.support.engines import wait_until
 from worker.engine.sequence import Sequence
 from worker.keys import ApiKeys
-from worker.request import Origin, TraceParent
+from worker.origin import Origin, TraceParent
 from worker.web.request_id import trace_parent
 
 KEY = "open-sesame-open-sesame"

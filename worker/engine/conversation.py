@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from worker.answer import knows_tools
-from worker.request import Message, Tool, ToolCall
+from worker.message import Message, Tool, ToolCall
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 

@@ -18,7 +18,8 @@ from worker.engine.lookup import Lookup
 from worker.engine.stop_strings import StopStrings
 from worker.errors import DeadlineExceeded, GenerationFailed, SlowConsumer
 from worker.events import Event, StopReason, Terminal, Usage
-from worker.request import NO_ORIGIN, Origin, SamplingParams
+from worker.origin import NO_ORIGIN, Origin
+from worker.request import SamplingParams
 from worker.streams.channel import SendChannel
 from worker.streams.narration import Narrator
 

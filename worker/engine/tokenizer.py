@@ -26,7 +26,7 @@ from worker.engine.detokenizer import (
 from worker.engine.panics import without_panics
 from worker.engine.token_span import token_span
 from worker.errors import FieldError, InvalidRequest
-from worker.request import Message, Tool
+from worker.message import Message, Tool
 
 # What a model without a chat template gets: roles as plain words, which any language model can follow a little.
 DEFAULT_CHAT_TEMPLATE = (

@@ -18,7 +18,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any, TextIO
 
 from worker.events import Usage
-from worker.request import NO_ORIGIN, Origin, SamplingParams
+from worker.origin import NO_ORIGIN, Origin
+from worker.request import SamplingParams
 from worker.streams.channel import ChannelBroken, Receiver, SendChannel
 
 logger = logging.getLogger("endstop")

@@ -42,7 +42,7 @@ from requests.adapters import HTTPAdapter
 from worker.errors import one_line
 from worker.observe.heartbeat import worker_name
 from worker.observe.log import Outcome
-from worker.request import TraceParent
+from worker.origin import TraceParent
 from worker.settings import Settings
 
 logger = logging.getLogger("endstop")

@@ -10,6 +10,7 @@ from worker.answer import CallArguments, CallBegun, CallEnded, Part, Reasoning, 
 from worker.answer_parser import AnswerParser
 from worker.events import Token
 from worker.job import Job
+from worker.message import Messages
 from worker.request import (
     IS_AUTOMATIC,
     MAX_TOP_LOGPROBS,
@@ -18,7 +19,6 @@ from worker.request import (
     TEXT_ONLY,
     GenerateRequest,
     MaxTokens,
-    Messages,
     ToolFields,
 )
 from worker.web.answers import OF_AN_ANSWER, check_model, naming, respond

@@ -8,7 +8,8 @@ from pydantic import Discriminator, Field, Tag
 
 from worker.events import Token, TokenLogprob
 from worker.job import Job
-from worker.request import MAX_TOP_LOGPROBS, TAG_PREFIX, GenerateRequest, TokenIds
+from worker.request import MAX_TOP_LOGPROBS, GenerateRequest, TokenIds
+from worker.schema import TAG_PREFIX
 from worker.web.answers import OF_AN_ANSWER, check_model, respond
 from worker.web.context import IDEMPOTENCY_KEY, context, read_body
 from worker.web.description import describes

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from worker.errors import BodyTimeout, BodyTooLarge, GenerationFailed, InvalidRequest, Overloaded, RequestError
-from worker.request import StrictModel
+from worker.schema import StrictModel
 
 View = TypeVar("View", bound=Callable[..., Any])
 Raised = type[RequestError] | type[GenerationFailed]

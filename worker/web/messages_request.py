@@ -6,28 +6,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from worker.request import (
+from worker.message import (
     MAX_MESSAGES,
     MAX_TOOLS,
-    NOT_ELSEWHERE,
-    TAG_PREFIX,
     CalledFunction,
     Function,
-    GenerateRequest,
-    JsonSchema,
-    MaxTokens,
     Message,
     NamedFunction,
     NamedTool,
+    Tool,
+    ToolCall,
+    ToolParameters,
+)
+from worker.request import (
+    NOT_ELSEWHERE,
+    GenerateRequest,
+    JsonSchema,
+    MaxTokens,
     ResponseFormat,
     SamplingFields,
     StopStrings,
-    StrictModel,
-    Tool,
-    ToolCall,
     ToolFields,
-    ToolParameters,
 )
+from worker.schema import TAG_PREFIX, StrictModel, text_or_list
 
 # Fields of the internal vocabulary, and what they are called here.
 _NAMES = {
@@ -58,19 +59,15 @@ class TextBlock(Block):
     citations: None = None
 
 
-def _text_or_list(value: object) -> str:
-    return TAG_PREFIX + ("list" if isinstance(value, list) else "text")
-
-
 Texts = Annotated[
     Annotated[str, Tag("=text")] | Annotated[list[TextBlock], Field(min_length=1), Tag("=list")],
-    Discriminator(_text_or_list),
+    Discriminator(text_or_list),
 ]
 
 
 # What a tool has given back may be nothing, in Anthropic's API too.
 AnyTexts = Annotated[
-    Annotated[str, Tag("=text")] | Annotated[list[TextBlock], Tag("=list")], Discriminator(_text_or_list)
+    Annotated[str, Tag("=text")] | Annotated[list[TextBlock], Tag("=list")], Discriminator(text_or_list)
 ]
 
 
@@ -125,7 +122,7 @@ class UserMessage(StrictModel):
     role: Literal["user"]
     content: Annotated[
         Annotated[str, Tag("=text")] | Annotated[list[UserBlock], Field(min_length=1), Tag("=list")],
-        Discriminator(_text_or_list),
+        Discriminator(text_or_list),
     ]
 
 
@@ -135,7 +132,7 @@ class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("=text")] | Annotated[list[AssistantBlock], Tag("=list")],  # it may have said nothing
-        Discriminator(_text_or_list),
+        Discriminator(text_or_list),
     ]
 
 

@@ -15,7 +15,8 @@ from pydantic import Field
 from worker.errors import UnknownModel
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
-from worker.request import MaxTokens, SamplingFields, StrictModel
+from worker.request import MaxTokens, SamplingFields
+from worker.schema import StrictModel
 from worker.web.answers import failure_of
 from worker.web.context import Context, context
 from worker.web.description import describes, path_parameter

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from werkzeug.routing import Rule
 
 from worker.errors import NotReady, Unauthorized
-from worker.request import StrictModel
+from worker.schema import StrictModel
 from worker.web import request_id
 from worker.web.auth import OPEN_PATHS
 from worker.web.context import context

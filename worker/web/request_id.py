@@ -13,7 +13,7 @@ import uuid
 from flask import Flask, Response, g, request
 
 from worker.errors import FieldError, InvalidRequest
-from worker.request import Origin, TraceParent
+from worker.origin import Origin, TraceParent
 
 HEADER = "X-Request-Id"
 # The longest that Heroku's router lets through; a UUID has 36. Nothing that could end a word or a line of a log.

@@ -20,10 +20,7 @@ from worker.body import shorten
 from worker.errors import FieldError, InvalidRequest, Overloaded, UnknownJob
 from worker.events import End, Event, Failure, Metrics, Narration, Started, StopReason, Token, Usage
 from worker.job import Job
-from worker.request import (
-    MAX_MESSAGES,
-    Message,
-)
+from worker.message import MAX_MESSAGES, Message
 from worker.web.answers import OF_AN_ANSWER, check_model, failure_of, naming, respond
 from worker.web.auth import client
 from worker.web.context import IDEMPOTENCY_KEY, context, read_body, start_jobs

@@ -5,31 +5,32 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
-from worker.request import (
-    IS_AUTOMATIC,
+from worker.message import (
     MAX_MESSAGES,
     MAX_TOOLS,
-    MAX_TOP_LOGPROBS,
-    NO_CONTROL,
-    NOT_ELSEWHERE,
-    TAG_PREFIX,
-    TEXT_ONLY,
     ArgumentsText,
     CalledFunction,
     Function,
-    GenerateRequest,
-    JsonSchema,
-    MaxTokens,
     Message,
     NamedFunction,
     NamedTool,
-    ResponseFormat,
-    SamplingFields,
-    StrictModel,
     Tool,
     ToolCall,
+)
+from worker.request import (
+    IS_AUTOMATIC,
+    MAX_TOP_LOGPROBS,
+    NO_CONTROL,
+    NOT_ELSEWHERE,
+    TEXT_ONLY,
+    GenerateRequest,
+    JsonSchema,
+    MaxTokens,
+    ResponseFormat,
+    SamplingFields,
     ToolFields,
 )
+from worker.schema import TAG_PREFIX, StrictModel, text_or_list
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -73,17 +74,13 @@ def _item_kind(value: object) -> str:
     return _type_of(value, "message")
 
 
-def _text_or_list(value: object) -> str:
-    return TAG_PREFIX + ("list" if isinstance(value, list) else "text")
-
-
 TextPart = Annotated[
     Annotated[InputText, Tag("=input_text")] | Annotated[OutputText, Tag("=output_text")],
     Discriminator(_part_kind, "type", "a part of type input_text or output_text is needed; the model reads text only"),
 ]
 TextParts = Annotated[
     Annotated[str, Tag("=text")] | Annotated[list[TextPart], Field(min_length=1), Tag("=list")],
-    Discriminator(_text_or_list),
+    Discriminator(text_or_list),
 ]
 
 
@@ -162,7 +159,7 @@ INPUT_ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 Input = Annotated[
     Annotated[str, Tag("=text")]
     | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), Tag("=list")],
-    Discriminator(_text_or_list),
+    Discriminator(text_or_list),
 ]
 
 

@@ -12,8 +12,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from worker.errors import FieldError, InvalidRequest, NotReady, UnknownModel
+from worker.message import Messages, Tools
 from worker.prompts import check_known
-from worker.request import PROMPT_OR_MESSAGES, TEXT_ONLY, GenerateRequest, Messages, StrictModel, TokenId, Tools
+from worker.request import PROMPT_OR_MESSAGES, TEXT_ONLY, GenerateRequest, TokenId
+from worker.schema import StrictModel
 from worker.web.answers import check_model
 from worker.web.context import context, read_body
 from worker.web.description import describes
