@@ -3,7 +3,7 @@
 from tests.mutations.mutation import Mutation, taking_from
 
 responses = taking_from("worker/web/responses.py", "tests/web/test_responses.py")
-items = taking_from("worker/web/responses.py", "tests/web/test_translators.py")
+items = taking_from("worker/web/responses_translator.py", "tests/web/test_translators.py")
 messages = taking_from("worker/web/messages.py", "tests/web/test_messages.py")
 message_bodies = taking_from("worker/web/messages_request.py", "tests/web/test_messages.py")
 blocks = taking_from("worker/web/messages.py", "tests/web/test_translators.py")
@@ -107,11 +107,11 @@ _RESPONSES = [
         "",
         "test_a_call_that_is_not_closed_is_not_complete",
     ),
-    items(
+    responses(
         "a call that is cut off is not continued",
         ' if item["type"] != "function_call" or item["status"] == "completed"]',
         "]",
-        "test_a_call_that_is_cut_off_is_nothing_to_be_continued",
+        "tests/web/test_translators.py::test_a_call_that_is_cut_off_is_nothing_to_be_continued",
     ),
 ]
 

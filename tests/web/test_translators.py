@@ -19,8 +19,9 @@ from worker.errors import InvalidRequest
 from worker.events import End, Event, Failure, Started, StopReason, Token, Usage
 from worker.web.messages import MessagesTranslator
 from worker.web.messages_request import MessagesRequest
-from worker.web.responses import Asked, ResponseTranslator, _said_before
+from worker.web.responses import _said_before
 from worker.web.responses_request import ResponseRequest, messages_of, name_of
+from worker.web.responses_translator import Asked, ResponseTranslator
 
 FORMAT = AnswerFormat(reasoning=("<think>", "</think>"), calls=CallFormat.HERMES, tool_names=frozenset({"look", "go"}))
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "go")]
