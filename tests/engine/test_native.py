@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -134,6 +135,24 @@ def test_a_package_that_is_missing_is_a_reason(path: Path, compiler: Path, monke
     monkeypatch.setitem(sys.modules, "setuptools", None)
     with pytest.raises(native.CannotBuild, match="python -m pip install setuptools"):
         native.build()
+
+
+def test_a_compiler_that_takes_too_long_is_a_reason(
+    path: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "c++").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(native, "BUILD_LIMIT_S", 0.05)
+    with pytest.raises(native.CannotBuild, match="was not done after"):
+        native.build()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_who_could_not_build_is_told_how_to_try_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    runpy.run_module("worker.engine.native")
+    assert capsys.readouterr().err.endswith(f"\n{sys.executable} -m worker.engine.native tries again\n")
 
 
 @needs_native
