@@ -57,7 +57,7 @@ clean:          ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis models/training/work
 
 # torch goes first and alone: its pin is satisfied by an installed CPU build, and nothing after it then pulls another.
-$(VENV)/.runtime: requirements.txt
+$(VENV)/.runtime: requirements.txt $(wildcard worker/engine/native/*.cpp worker/engine/native/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 	  { echo "Endstop needs Python 3.11 or 3.12; set PYTHON=path/to/it"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \

@@ -26,6 +26,8 @@ from worker.web.tokenization import DetokenizeRequest, TokenizeRequest
 
 PAGE = ROOT / "docs" / "api.md"
 
+REQUIRED = "**required**"
+
 
 @dataclass(frozen=True, slots=True)
 class Api:
@@ -125,13 +127,23 @@ def default_of(schema: Mapping[str, Any]) -> str:
     return f"`{default:g}`" if isinstance(default, float) else f"`{json.dumps(default)}`"
 
 
+def requirements_of(schema: Mapping[str, Any]) -> dict[str, str]:
+    """What the table says in place of a default, of the fields that a body cannot do without."""
+    forms = [form["required"][0] for form in schema.get("oneOf", ())]
+    instead = {name: " or ".join(f"`{other}`" for other in forms if other != name) for name in forms}
+    of_forms = {name: f"{REQUIRED}, this or {others}" for name, others in instead.items()}
+    return dict.fromkeys(schema.get("required", ()), REQUIRED) | of_forms
+
+
 def rows(api: Api) -> Iterator[tuple[str, str, str, str, str]]:
     """Field, what becomes of it, its limits and default, and what it means or why it is refused."""
-    schemas = api.body.model_json_schema()["properties"]
-    for name, info in api.body.model_fields.items():
+    schema = api.body.model_json_schema()
+    required = requirements_of(schema)
+    # What has to be there is read first.
+    for name, info in sorted(api.body.model_fields.items(), key=lambda field: field[0] not in required):
         status = "supported" if api.known is None or name in api.known else "extension"
-        schema = schemas[info.alias or name]
-        yield name, status, limits_of(schema), default_of(schema), info.description or ""
+        field = schema["properties"][info.alias or name]
+        yield name, status, limits_of(field), required.get(name) or default_of(field), info.description or ""
     for name in sorted(api.refused):
         yield name, "refused", "", "", api.refused[name]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.api_table import APIS, PAGE, Api, written
+from tests.api_table import APIS, PAGE, REQUIRED, Api, rows, written
 from worker.body import parse_body
 from worker.errors import InvalidRequest
 from worker.schema import StrictModel
@@ -20,6 +20,18 @@ def test_the_page_is_as_the_schemas_are() -> None:
 def test_every_field_of_the_api_is_in_its_table(api: Api) -> None:
     """What its clients can send is either taken or refused with a reason."""
     assert set(api.refused) == (api.known or set()) - set(api.body.model_fields)
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_what_the_table_calls_required_is_what_an_empty_body_lacks(api: Api) -> None:
+    required = {name: default for name, _, _, default, _ in rows(api) if default.startswith(REQUIRED)}
+    if _wrong_fields(api.body, {}) == ["body"]:  # one of two has to be there
+        assert required == {
+            "prompt": f"{REQUIRED}, this or `messages`",
+            "messages": f"{REQUIRED}, this or `prompt`",
+        }
+    else:
+        assert required == dict.fromkeys(_wrong_fields(api.body, {}), REQUIRED)
 
 
 @pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)

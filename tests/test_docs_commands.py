@@ -40,11 +40,12 @@ BY_DOCUMENT = {name: [block for block in BLOCKS if block.document == name] for n
 NOT_RUN = {
     "CONTRIBUTING.md": 1,
     "README.md": 1,
-    "docs/deploy.md": 8,
+    "docs/deploy.md": 10,
     "docs/embed.md": 1,
     "docs/endings.md": 2,
     "docs/metrics.md": 2,
     "docs/own-model.md": 3,
+    "docs/quickstart.md": 1,
     "spec/README.md": 1,
 }
 

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 
 from worker.engine import native
 from worker.engine.kernels import IS_NATIVE
+from worker.settings import ROOT
 
 needs_native = pytest.mark.skipif(not IS_NATIVE, reason="python -m worker.engine.native has not built it")
 
@@ -134,6 +138,41 @@ def test_a_package_that_is_missing_is_a_reason(path: Path, compiler: Path, monke
     monkeypatch.setitem(sys.modules, "setuptools", None)
     with pytest.raises(native.CannotBuild, match="python -m pip install setuptools"):
         native.build()
+
+
+def test_a_compiler_that_takes_too_long_is_a_reason(
+    path: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "c++").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(native, "BUILD_LIMIT_S", 0.05)
+    with pytest.raises(native.CannotBuild, match="was not done after"):
+        native.build()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_who_could_not_build_is_told_how_to_try_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    runpy.run_module("worker.engine.native")
+    assert capsys.readouterr().err.endswith(f"\n{sys.executable} -m worker.engine.native tries again\n")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not here")
+@pytest.mark.parametrize("name", ["linear.cpp", "parallel.h"])
+def test_make_builds_again_when_a_source_has_changed(tmp_path: Path, name: str) -> None:
+    """As after an upgrade: nothing else would tell that the library of before fits no more."""
+    shutil.copytree(ROOT / "worker" / "engine" / "native", tmp_path / "worker" / "engine" / "native")
+    for file in ("Makefile", "requirements.txt"):
+        shutil.copy2(ROOT / file, tmp_path / file)
+    done = tmp_path / ".venv" / ".runtime"
+    done.parent.mkdir()
+    done.touch()
+    command = ["make", "--question", ".venv/.runtime"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    source = tmp_path / "worker" / "engine" / "native" / name
+    os.utime(source, (done.stat().st_atime, done.stat().st_mtime + 1))
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 1
 
 
 @needs_native
