@@ -52,10 +52,10 @@ def test_a_drain_lets_streams_finish_and_accepts_no_other(tmp_path: Path, worker
         with RawStream(server, "POST", "/execute", LONG | {"max_tokens": 60}) as stream:
             server.allow("pace/500")  # there is more to come than may come in a drain
             stream.read_until(b'"type":"token"')
-            assert connection.get(server.url + "/ready", timeout=10).status_code == 200
+            assert connection.get(server.url + "/ready", timeout=30).status_code == 200
             server.signal(signal.SIGTERM)
             server.wait_for(lambda: "draining" in server.log(), "the drain")
-            refused = connection.post(server.url + "/execute", json=LONG, timeout=10)  # over the open connection
+            refused = connection.post(server.url + "/execute", json=LONG, timeout=30)  # over the open connection
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "DRAINING"
             server.allow("pace/0")
@@ -768,7 +768,7 @@ def test_a_process_that_was_stopped_goes_on_where_it_was(tmp_path: Path, worker_
             os.kill(worker, signal.SIGSTOP)
             time.sleep(2.5)  # longer than a step may take; nothing in there can be waited for
             os.kill(worker, signal.SIGCONT)
-            health = requests.get(server.url + "/health", timeout=10)
+            health = requests.get(server.url + "/health", timeout=30)
             assert health.status_code == 200, health.text + server.log()
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         assert workers_of(server) == [worker]

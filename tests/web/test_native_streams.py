@@ -120,13 +120,13 @@ def test_delete_cancels_and_the_reader_is_told(gated: Server) -> None:
         gated.allow(1)
         job_id = _job_id(stream.read_until(b'"t":"a"'))
         for _ in range(2):  # idempotent
-            assert requests.delete(f"{gated.url}/v1/jobs/{job_id}", timeout=10).status_code == 200
+            assert requests.delete(f"{gated.url}/v1/jobs/{job_id}", timeout=30).status_code == 200
         gated.allow(1)
         terminal = assert_ended_once(stream.read_all())
         assert terminal["stop_reason"] == "CANCELLED"
         assert terminal["usage"]["prompt_tokens"] > 0
-    assert requests.delete(f"{gated.url}/v1/jobs/{job_id}", timeout=10).status_code == 200
-    assert requests.delete(f"{gated.url}/v1/jobs/unknown", timeout=10).status_code == 404
+    assert requests.delete(f"{gated.url}/v1/jobs/{job_id}", timeout=30).status_code == 200
+    assert requests.delete(f"{gated.url}/v1/jobs/unknown", timeout=30).status_code == 404
 
 
 def test_a_job_can_be_read_late_twice_and_from_the_middle(gated: Server) -> None:
