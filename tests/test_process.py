@@ -156,14 +156,15 @@ def test_a_hangup_of_every_process_cuts_no_stream(tmp_path: Path, worker_class: 
 def test_a_terminal_that_closes(tmp_path: Path, worker_class: str, is_immune: bool) -> None:
     """It hangs up on the group, and nothing can be written to it any more. nohup's server is to outlive it."""
     with running_server_in_terminal(worker_class, is_immune) as (server, terminal):
-        with RawStream(server, "POST", "/execute", ENDLESS) as stream:
+        # Long enough for a drain to begin that should not.
+        with RawStream(server, "POST", "/execute", LONG if is_immune else ENDLESS) as stream:
             server.allow("pace/20")
             stream.read_until(b'"type":"token"')
             (worker,) = workers_of(server)
             os.close(terminal)
             if not is_immune:
                 server.wait_for(lambda: server.get("/ready").status_code == 503, "the drain")
-            server.allow("pace/0")
+                server.allow("pace/0")
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         if is_immune:
             assert server.get("/ready").status_code == 200
