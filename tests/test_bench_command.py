@@ -22,13 +22,22 @@ from worker.load import LoadFailed, Stream, _read, run
 
 
 class ChatServer(HTTPServer):
-    """Answers every request with the same tokens; refuses each `refuse_every`th; notes what it was asked."""
+    """Answers every request with the same tokens; refuses each `refuse_every`th; notes what it was asked.
 
-    def __init__(self, refuse_every: int = 0, answer_s: float = 0.0, context: ssl.SSLContext | None = None) -> None:
+    The first answer waits until `num_together` requests are open.
+    """
+
+    def __init__(
+        self,
+        refuse_every: int = 0,
+        answer_s: float = 0.0,
+        context: ssl.SSLContext | None = None,
+        num_together: int = 1,
+    ) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.most_open = self.num_open = 0
-        lock = threading.Lock()
+        lock = threading.Condition()
         outer = self
 
         class Handler(QuietHandler):
@@ -43,6 +52,8 @@ class ChatServer(HTTPServer):
                     number = len(outer.bodies)
                     outer.num_open += 1
                     outer.most_open = max(outer.most_open, outer.num_open)
+                    lock.notify_all()
+                    lock.wait_for(lambda: outer.most_open >= num_together, 30)
                 time.sleep(answer_s)
                 with lock:
                     outer.num_open -= 1
@@ -69,7 +80,7 @@ def bench(*arguments: str) -> Result:
 
 
 def test_it_keeps_so_many_open_and_counts_what_came() -> None:
-    with ChatServer(answer_s=0.02) as server:
+    with ChatServer(answer_s=0.02, num_together=3) as server:
         result = bench(f"http://{server.address}/v1", "--streams", "3", "--requests", "12", "--json", "--api-key", "k")
     assert result.exit_code == 0, result.output
     counted = json.loads(result.stdout)

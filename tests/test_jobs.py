@@ -514,7 +514,7 @@ def test_a_job_without_readers_is_cancelled_after_its_time() -> None:
         job = start(jobs, request(max_tokens=500), "continue")
         with_reader = start(jobs, request(max_tokens=500), "continue")
         reader = with_reader.read()
-        runner.pace_s = 0.001
+        runner.pace_s = 0.02
         runner.open()
         wait_until(lambda: state_after_sweep(jobs, job) == "CANCELLED")
         assert with_reader.status().state == "RUNNING"

@@ -42,6 +42,7 @@ from worker.web.gthread_worker import MAX_LOADING_WATCHERS, EndstopThreadWorker
 pytestmark = pytest.mark.slow
 
 LONG = {"prompt": "hello", "max_tokens": 200, "temperature": 0}
+ENDLESS = LONG | {"max_tokens": 2000}  # at any pace: for whoever lets it run to its end when he has seen enough
 BOTH = pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 
 
@@ -49,14 +50,15 @@ BOTH = pytest.mark.parametrize("worker_class", WORKER_CLASSES)
 def test_a_drain_lets_streams_finish_and_accepts_no_other(tmp_path: Path, worker_class: str) -> None:
     with running_server(tmp_path, worker_class) as server, requests.Session() as connection:
         with RawStream(server, "POST", "/execute", LONG | {"max_tokens": 60}) as stream:
-            server.allow("pace/50")
+            server.allow("pace/500")  # there is more to come than may come in a drain
             stream.read_until(b'"type":"token"')
-            assert connection.get(server.url + "/ready", timeout=10).status_code == 200
+            assert connection.get(server.url + "/ready", timeout=30).status_code == 200
             server.signal(signal.SIGTERM)
             server.wait_for(lambda: "draining" in server.log(), "the drain")
-            refused = connection.post(server.url + "/execute", json=LONG, timeout=10)  # over the open connection
+            refused = connection.post(server.url + "/execute", json=LONG, timeout=30)  # over the open connection
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "DRAINING"
+            server.allow("pace/0")
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         assert server.wait_exit() == 0
 
@@ -68,7 +70,7 @@ def test_while_the_server_drains_a_new_client_is_told_so(
 ) -> None:
     """Not refused: a probe that cannot connect cannot tell a drain from a crash."""
     with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
-        server.allow("pace/20")
+        server.allow("pace/500")
         stream.read_until(b'"type":"token"')
         server.signal(number)
         server.wait_for(lambda: "draining" in server.log(), "the drain")
@@ -77,6 +79,7 @@ def test_while_the_server_drains_a_new_client_is_told_so(
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "DRAINING")
         assert {"Retry-After"} <= ready.headers.keys() & refused.headers.keys()
         assert health.status_code == 200
+        server.allow("pace/0")
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         assert server.wait_exit() == 0
 
@@ -103,16 +106,15 @@ def test_a_second_signal_ends_the_drain(
 def test_a_signal_while_it_starts_ends_it_at_once(
     tmp_path: Path, worker_class: str, number: signal.Signals, when: str
 ) -> None:
-    env = {"GATED_LOAD_S": "300"}
+    # Whoever has to be killed by gunicorn is so after the drain.
+    env = {"GATED_LOAD_S": "300", "ENDSTOP_DRAIN_S": "300"}
     with running_server(tmp_path, worker_class, wait=False, env=env) as server:
         if when == "importing":
             server.wait_for(lambda: "importing torch" in server.log(), "the start of the worker")
         else:
             _wait_for_first_answer(server)
-        began = time.monotonic()
         server.signal(number)
         assert server.wait_exit() == 0
-        assert time.monotonic() - began < 20, "gunicorn had to kill it"
 
 
 def wait_for_steps(server: Server, number: int) -> None:
@@ -124,7 +126,7 @@ def wait_for_steps(server: Server, number: int) -> None:
 def test_every_process_is_told_to_stop_at_once(tmp_path: Path, worker_class: str) -> None:
     """As systemd and Heroku do. Whether the worker or the arbiter sees it first is a race: several tries."""
     for _ in range(4):
-        with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+        with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", ENDLESS) as stream:
             server.allow("pace/20")
             stream.read_until(b'"type":"token"')
             os.killpg(server.process.pid, signal.SIGTERM)
@@ -132,6 +134,7 @@ def test_every_process_is_told_to_stop_at_once(tmp_path: Path, worker_class: str
             wait_for_steps(server, 80)  # of 20 ms; a worker that closes its door does so within a second
             ready = server.get("/ready")
             assert (ready.status_code, ready.json()["state"]) == (503, "DRAINING")
+            server.allow("pace/0")
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
             assert server.wait_exit() == 0
 
@@ -153,13 +156,15 @@ def test_a_hangup_of_every_process_cuts_no_stream(tmp_path: Path, worker_class: 
 def test_a_terminal_that_closes(tmp_path: Path, worker_class: str, is_immune: bool) -> None:
     """It hangs up on the group, and nothing can be written to it any more. nohup's server is to outlive it."""
     with running_server_in_terminal(worker_class, is_immune) as (server, terminal):
-        with RawStream(server, "POST", "/execute", LONG) as stream:
+        # Long enough for a drain to begin that should not.
+        with RawStream(server, "POST", "/execute", LONG if is_immune else ENDLESS) as stream:
             server.allow("pace/20")
             stream.read_until(b'"type":"token"')
             (worker,) = workers_of(server)
             os.close(terminal)
             if not is_immune:
                 server.wait_for(lambda: server.get("/ready").status_code == 503, "the drain")
+                server.allow("pace/0")
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         if is_immune:
             assert server.get("/ready").status_code == 200
@@ -220,7 +225,7 @@ def test_a_worker_that_another_one_follows_closes_its_door(tmp_path: Path) -> No
 @BOTH
 def test_a_worker_that_is_told_alone_says_so(tmp_path: Path, worker_class: str) -> None:
     """gunicorn tells an excess worker on every loop: a second time means nothing."""
-    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", LONG) as stream:
+    with running_server(tmp_path, worker_class) as server, RawStream(server, "POST", "/execute", ENDLESS) as stream:
         server.allow("pace/20")
         stream.read_until(b'"type":"token"')
         (worker,) = workers_of(server)
@@ -228,6 +233,7 @@ def test_a_worker_that_is_told_alone_says_so(tmp_path: Path, worker_class: str) 
             os.kill(worker, signal.SIGTERM)
             server.wait_for(lambda: server.get("/ready").status_code == 503, "the drain")
         assert server.get("/ready").json()["state"] == "DRAINING"
+        server.allow("pace/0")
         assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         server.wait_for(lambda: worker not in workers_of(server), "it has left")
         server.wait_for(lambda: _is_ready(server), "a new worker is ready")
@@ -246,17 +252,16 @@ def test_ctrl_c_reaches_every_process_and_the_arbiter_decides(tmp_path: Path, wo
 
 @BOTH
 def test_a_signal_while_it_loads_ends_those_who_watch(tmp_path: Path, worker_class: str) -> None:
-    with running_server(tmp_path, worker_class, wait=False, env={"GATED_LOAD_S": "300"}) as server:
+    env = {"GATED_LOAD_S": "300", "ENDSTOP_DRAIN_S": "300"}  # gunicorn would kill it after the drain
+    with running_server(tmp_path, worker_class, wait=False, env=env) as server:
         _wait_for_first_answer(server)
         with RawStream(server, "GET", "/v1/loading/progress") as progress:
             progress.read_until(b"LOADING")
-            began = time.monotonic()
             server.signal(signal.SIGTERM)
             events = events_of(progress.read_all())
             assert progress.is_complete
             assert (events[-2]["state"], events[-1]) == ("DRAINING", "[DONE]")
             assert server.wait_exit() == 0
-            assert time.monotonic() - began < 15, "gunicorn had to kill it"
 
 
 def test_watching_the_model_load_keeps_nobody_out(tmp_path: Path) -> None:
@@ -336,7 +341,7 @@ def test_a_graceful_timeout_that_would_cut_streams_is_refused() -> None:
 
 @BOTH
 def test_the_server_answers_while_it_loads(tmp_path: Path, worker_class: str) -> None:
-    with running_server(tmp_path, worker_class, wait=False, env={"GATED_LOAD_S": "3"}) as server:
+    with running_server(tmp_path, worker_class, wait=False, env={"GATED_LOAD_S": "300"}) as server:
         _wait_for_first_answer(server)
         ready = server.get("/ready")
         assert ready.status_code == 503
@@ -347,6 +352,8 @@ def test_the_server_answers_while_it_loads(tmp_path: Path, worker_class: str) ->
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "LOADING"
         with RawStream(server, "GET", "/v1/loading/progress") as progress:
+            progress.read_until(b"LOADING")
+            server.allow("loaded")
             events = events_of(progress.read_all())
         assert events[0]["state"] == "LOADING"
         assert events[-2]["state"] == "READY"
@@ -358,7 +365,7 @@ def _wait_for_first_answer(server: Server) -> None:
     def answers() -> bool:
         try:
             return server.get("/health").status_code == 200
-        except requests.ConnectionError:
+        except requests.RequestException:
             return False
 
     server.wait_for(answers, "the first answer")
@@ -430,7 +437,7 @@ def test_clients_that_keep_their_sockets_do_not_hold_up_the_threaded_worker(tmp_
     with running_server(tmp_path, "gthread") as server:
         held = []
         began = time.monotonic()
-        for _ in range(8):
+        for _ in range(16):
             client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
             client.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
             held.append(client)
@@ -440,7 +447,7 @@ def test_clients_that_keep_their_sockets_do_not_hold_up_the_threaded_worker(tmp_
         elapsed_s = time.monotonic() - began
         for client in held:
             client.close()
-    assert elapsed_s < 8, "each lingering connection stood for 2 s in front of the next one"
+    assert elapsed_s < 25, "each lingering connection stood for 2 s in front of the next one"
 
 
 def test_the_first_line_says_where_and_how(tmp_path: Path) -> None:
@@ -762,7 +769,7 @@ def test_a_process_that_was_stopped_goes_on_where_it_was(tmp_path: Path, worker_
             os.kill(worker, signal.SIGSTOP)
             time.sleep(2.5)  # longer than a step may take; nothing in there can be waited for
             os.kill(worker, signal.SIGCONT)
-            health = requests.get(server.url + "/health", timeout=10)
+            health = requests.get(server.url + "/health", timeout=30)
             assert health.status_code == 200, health.text + server.log()
             assert assert_ended_once(stream.read_all())["stop_reason"] == "MAX_TOKENS"
         assert workers_of(server) == [worker]

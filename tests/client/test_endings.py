@@ -156,7 +156,7 @@ def test_silence_reaches_the_idle_timeout(serve: Serve) -> None:
         assert peer.wait_until_left()
 
     with pytest.raises(IdleTimeout) as caught:
-        list(serve(script, idle_timeout_s=0.3).stream(prompt="Hi"))
+        list(serve(script, idle_timeout_s=1.0).stream(prompt="Hi"))
     assert caught.value.last_event_id == "1"
     assert isinstance(caught.value, IncompleteStream)  # so that code which resumes needs to know only one
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.support.cut_proxy import cut_proxy
-from tests.support.servers import ANSWER_S, Server, free_port
+from tests.support.servers import ANSWER_S, Server, free_port, running_server
 from worker.settings import ROOT
 
 pytestmark = pytest.mark.slow
@@ -108,10 +108,15 @@ def test_a_model_that_is_not_there_is_a_bad_gateway(tmp_path: Path) -> None:
     assert (answer.status_code, answer.text) == (502, "http://127.0.0.1:1: Connection refused\n")
 
 
-def test_a_browser_that_leaves_stops_the_model(app: str, served: Server) -> None:
-    num_before = served.log().count("cancelled{client}")
+@pytest.mark.parametrize("command", [BY_ITSELF, BY_GUNICORN], ids=["flask", "gunicorn"])
+def test_a_browser_that_leaves_stops_the_model(tmp_path: Path, command: tuple[str, ...]) -> None:
     question = b"question=Tell+me+a+story"
-    with socket.create_connection(("127.0.0.1", int(app.rpartition(":")[2])), ANSWER_S) as browser:
+    with (
+        running_server(tmp_path) as model,
+        running_app(command, model.url, tmp_path) as app,
+        socket.create_connection(("127.0.0.1", int(app.rpartition(":")[2])), ANSWER_S) as browser,
+    ):
+        model.allow("pace/50")  # slower than any app hears that its browser has left
         browser.sendall(
             b"POST /ask HTTP/1.1\r\nHost: test\r\nContent-Type: application/x-www-form-urlencoded\r\n"
             b"Content-Length: %d\r\n\r\n" % len(question) + question
@@ -119,7 +124,9 @@ def test_a_browser_that_leaves_stops_the_model(app: str, served: Server) -> None
         received = b""
         while received.count(b"data:") < 3:
             received += browser.recv(1000)
-    served.wait_for(lambda: served.log().count("cancelled{client}") > num_before, "the outcome")
+        browser.close()
+        model.wait_for(lambda: " outcome=" in model.log(), "the outcome")
+        assert " outcome=cancelled{client} " in model.log()
 
 
 # --- In the documentation ---

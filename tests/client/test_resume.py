@@ -111,7 +111,7 @@ def test_a_silent_connection_is_replaced(serve: Serve) -> None:
             peer.chunk(b"".join(FRAMES[:3]))
             assert peer.wait_until_left()
 
-    client = resuming(serve, script, idle_timeout_s=0.3)
+    client = resuming(serve, script, idle_timeout_s=1.0)
     assert [event.id for event in client.run(prompt="Hi")] == IDS
     assert job.asked_for == ["2"]
 

@@ -148,7 +148,7 @@ def test_prometheus_reads_the_server_with_these_files(tmp_path: Path) -> None:
             try:
                 server.wait_for(lambda: last_value(port, "up") == "1", "a scrape")
                 server.wait_for(lambda: last_value(port, "endstop_state", state="READY") == "1", "a metric")
-                (group,) = requests.get(f"http://127.0.0.1:{port}/api/v1/rules", timeout=10).json()["data"]["groups"]
+                (group,) = requests.get(f"http://127.0.0.1:{port}/api/v1/rules", timeout=30).json()["data"]["groups"]
                 assert {rule["health"] for rule in group["rules"]} <= {"ok", "unknown"}  # unknown: not evaluated yet
             finally:
                 prometheus.terminate()

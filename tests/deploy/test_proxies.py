@@ -58,7 +58,7 @@ def test_each_token_and_each_ping_arrives_when_it_is_sent(gated: Server, proxy: 
 
 def test_a_client_that_leaves_is_not_generated_for(gated: Server, proxy: Server) -> None:
     cancelled = gated.stats()["outcomes"].get("cancelled{client}", 0)
-    gated.allow("pace/20")
+    gated.allow("pace/200")  # it would end much later than the leave comes
     with RawStream(proxy, "POST", "/execute", LONG) as stream:
         stream.read_until(b'"type":"token"')
     gated.wait_for(
@@ -95,7 +95,7 @@ def test_a_drain_ends_streams_behind_a_proxy(tmp_path: Path, worker_class: str, 
         running_proxy(tmp_path, name, server.port) as proxy,
         RawStream(proxy, "POST", "/execute", LONG) as stream,
     ):
-        server.allow("pace/50")
+        server.allow("pace/200")
         stream.read_until(b'"type":"token"')
         server.signal(signal.SIGTERM)
         assert assert_ended_once(stream.read_all())["code"] == "SHUTTING_DOWN"

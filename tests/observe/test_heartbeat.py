@@ -1,5 +1,6 @@
 """Heartbeats: what is posted, when, and that no trouble with them is anybody else's."""
 
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
@@ -75,8 +76,9 @@ def test_trouble_is_told_once_until_it_changes(orchestrator: Orchestrator, caplo
         seen = len(orchestrator.beats)
         wait_until(lambda: len(orchestrator.beats) >= seen + num_beats)
 
+    states = itertools.count()  # each is told at once, and has more time than to the next of quick beats
     orchestrator.status = 503
-    with Beating(orchestrator.url + "/secret-path", 0.02, lambda: {"state": "READY"}):
+    with Beating(orchestrator.url + "/secret-path", 3600, lambda: {"state": str(next(states))}):
         after(4)
         orchestrator.status = 500
         after(4)

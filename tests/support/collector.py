@@ -77,8 +77,8 @@ class Collector(HTTPServer):
             self.spans += spans_in(body)
         else:
             assert path == "/v1/metrics", path
-            for point in points_in(body):
-                self.points[point.name, frozenset(point.attributes.items())] = point
+            # All at once: a test may look at any time, and what was sent together has to be seen together.
+            self.points |= {(point.name, frozenset(point.attributes.items())): point for point in points_in(body)}
 
 
 @contextmanager

@@ -63,13 +63,15 @@ class GatedRunner:
             pass  # open already
 
     def forward(self, rows: list[Row]) -> tuple[list[Row], Tensor]:
-        while not self.is_open and self._allowed <= 0:
+        while not self.is_open:
+            if self._allowed > 0:
+                self._allowed -= 1
+                break
             self.is_at_gate = True
             self._gate.acquire(True, 60)
         self.is_at_gate = False  # before the count: who has seen that knows that the next one is a new step
         if self.pace_s:
             native_sleep(self.pace_s)
-        self._allowed -= 1
         self.num_steps += 1
         fault, self.fault = self.fault, None
         if fault is not None:

@@ -1,9 +1,10 @@
 """An app whose model computes a step only when a test allows it, for tests of real servers without a clock.
 
 Everything is the product's own but the model's arithmetic. Control routes: `POST /gate/<n>` allows n more steps,
-`/gate/open` all, `/gate/close` none, `/gate/pace/<ms>` one every so often; `POST /fault/<name>` makes the next step
-raise, `POST /strike/<name>` strikes one request (tests/support/strikes.py); `GET /gate` counts. With `GATED_TEMPLATE`,
-the name of one in tests/support/templates.py, the model says what its prompt asks for (tests/support/speakers.py).
+`/gate/open` all, `/gate/close` none, `/gate/pace/<ms>` one every so often; `/gate/loaded` ends a load that
+`GATED_LOAD_S` makes long; `POST /fault/<name>` makes the next step raise, `POST /strike/<name>` strikes one request
+(tests/support/strikes.py); `GET /gate` counts. With `GATED_TEMPLATE`, the name of one in tests/support/templates.py,
+the model says what its prompt asks for (tests/support/speakers.py).
 """
 
 import gc
@@ -28,13 +29,13 @@ from worker.engine.sequence import Sequence
 from worker.job import JobReader
 from worker.settings import Settings
 from worker.streams.channel import SendChannel
-from worker.streams.native import native_sleep
+from worker.streams.native import new_lock
 from worker.streams.wakeup import new_wakeup
 
 
 def _load(settings: Settings, report: Any) -> LoadedModel:
     report(LoadingProgress("weights", 0.5))
-    native_sleep(float(os.environ.get("GATED_LOAD_S", "0")))
+    loading.acquire(True, float(os.environ.get("GATED_LOAD_S", "0")))
     if template := os.environ.get("GATED_TEMPLATE"):
         speaking = speaking_model(getattr(templates, template))
         runner.speaker = speaking.runner
@@ -42,6 +43,8 @@ def _load(settings: Settings, report: Any) -> LoadedModel:
     return runner.adopt(loaded_model(runner, max_context=settings.max_context))
 
 
+loading = new_lock()
+loading.acquire()
 runner = GatedRunner()
 settings = process.settings or read_settings(os.environ)
 engine = Engine(settings, new_wakeup(), _load)
@@ -81,6 +84,12 @@ def close_gate() -> Any:
     return jsonify(ok=True)
 
 
+@gate.post("/gate/loaded")
+def end_loading() -> Any:
+    loading.release()
+    return jsonify(ok=True)
+
+
 @gate.get("/gate")
 def show() -> Any:
     from worker.web.context import context
@@ -89,6 +98,7 @@ def show() -> Any:
         steps=runner.num_steps,
         at_gate=runner.is_at_gate,  # behind the count, see there
         open=engine.num_open,
+        wanted=sum(sequence.cancelled_by is None for sequence in tuple(engine._admission._open)),
         running=engine.num_running,
         streams=context().streams.num_open,
         outcomes={f"{o}{{{d}}}": n for (o, d), n in context().records.outcomes.items()},

@@ -55,7 +55,7 @@ class Server:
 
     def wait_for(self, condition: Callable[[], bool], what: str = "condition") -> None:
         """Poll until it is true."""
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + START_S  # it may have to start first
         while not condition():
             assert time.monotonic() < deadline, f"{what} never came true; log:\n{self.log()}"
             select.select([], [], [], 0.01)
@@ -69,8 +69,8 @@ class Server:
             try:
                 if self.get(path).status_code == 200:
                     return
-            except requests.ConnectionError:
-                pass
+            except (requests.ConnectionError, requests.Timeout):
+                pass  # a worker that imports has not begun to answer, and on a busy machine imports for long
             select.select([], [], [], 0.05)
 
     def signal(self, number: signal.Signals) -> None:
@@ -82,12 +82,21 @@ class Server:
         return self.process.wait(START_S)
 
 
+_reserved: list[socket.socket] = []  # bound, and never listening
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port for a server, which nobody else is given while these tests run.
+
+    Between asking for one and listening there are seconds, in which the tests beside these ask too. A server sets
+    SO_REUSEADDR, with which Linux lets it have what is bound and does not listen.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _reserved.append(kept)
+    port: int = kept.getsockname()[1]
+    return port
 
 
 @contextmanager

@@ -16,13 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("worker_class", WORKER_C
 PROMPT = {"prompt": "hello", "max_tokens": 5, "temperature": 0}
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 # Every library may warn.
-ENV = {"ENDSTOP_LOG_FORMAT": "json", "PYTHONWARNINGS": "always", "GATED_LOAD_S": "0.5"}
+ENV = {"ENDSTOP_LOG_FORMAT": "json", "PYTHONWARNINGS": "always"}
 
 
 def lines_of(server: Server) -> list[dict[str, Any]]:
     """What it has printed. Fails on a line that is no object with the fields of every line."""
     found = []
-    for text in server.log().splitlines():
+    for text in server.log().splitlines(keepends=True):
+        if not text.endswith("\n") and server.process.poll() is None:
+            break  # it is being written
         line = json.loads(text)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"]), text
         assert line["level"] in ("debug", "info", "warning", "error", "critical"), text
@@ -39,7 +41,11 @@ def outcomes_of(server: Server) -> list[dict[str, Any]]:
 def test_every_line_is_an_object_and_every_request_has_one(tmp_path: Path, worker_class: str) -> None:
     asked: dict[str, str] = {}  # names of requests, and how they have to end
 
-    with running_server(tmp_path, worker_class, app="tests.support.talkative_wsgi:app", env=ENV) as server:
+    env, app = ENV | {"GATED_LOAD_S": "300"}, "tests.support.talkative_wsgi:app"
+    with running_server(tmp_path, worker_class, app, wait=False, env=env) as server:
+        server.wait_for(lambda: "loading weights" in server.log(), "a load that is told")
+        server.allow("loaded")
+        server.wait_ready()
         server.allow("open")
         name = {"X-Request-Id": "order-1", "traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
         answer = requests.post(server.url + "/execute", json=PROMPT, headers=name, timeout=30)
@@ -58,6 +64,7 @@ def test_every_line_is_an_object_and_every_request_has_one(tmp_path: Path, worke
         with RawStream(server, "POST", "/execute", PROMPT, X_Request_Id="order-3") as stream:
             stream.read_until(b"started")
         asked["order-3"] = "cancelled{client}"
+        server.wait_for(lambda: server.stats()["wanted"] == 0, "it is noticed")
         server.allow("open")
         server.wait_for(lambda: len(outcomes_of(server)) == 4, "outcomes")
 

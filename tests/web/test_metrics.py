@@ -49,6 +49,7 @@ def test_after_requests_of_known_outcomes_the_numbers_add_up(gated: Server) -> N
         stream.read_until(b'b",')  # perhaps with the token before it
     job = gated.post("/v1/jobs", PROMPT).json()
     assert requests.delete(f"{gated.url}/v1/jobs/{job['job_id']}", timeout=30).ok
+    gated.wait_for(lambda: gated.stats()["wanted"] == 0, "the leave is noticed")
     gated.allow("open")
     found = wait_for(gated, before, lambda one: one.total("endstop_outcomes_total") == 8)
     assert found("endstop_outcomes_total", outcome="end", code="MAX_TOKENS") == 3

@@ -132,7 +132,7 @@ def test_a_client_that_closes_its_stream_cancels(gated: Server, client: openai.O
     stream = client.chat.completions.create(model="endstop-tiny", messages=MESSAGES, temperature=0, stream=True)
     next(iter(stream))
     stream.close()
-    gated.wait_for(lambda: gated.stats()["streams"] == 0, "the reader is gone")
+    gated.wait_for(lambda: gated.stats()["wanted"] == 0, "the leave is noticed")
     gated.allow(2)
     gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
     gated.wait_for(lambda: gated.stats()["outcomes"].get("cancelled{client}", 0) == before + 1, "the outcome")
@@ -140,8 +140,8 @@ def test_a_client_that_closes_its_stream_cancels(gated: Server, client: openai.O
 
 def test_a_client_that_leaves_a_whole_answer_cancels(gated: Server) -> None:
     with RawStream(gated, "POST", "/v1/chat/completions", CHAT | {"stream": False}):
-        gated.wait_for(lambda: gated.stats()["streams"] == 1)
-    gated.wait_for(lambda: gated.stats()["streams"] == 0, "the reader is gone")
+        gated.wait_for(lambda: gated.stats()["wanted"] == 1, "it is accepted")
+    gated.wait_for(lambda: gated.stats()["wanted"] == 0, "the leave is noticed")
     gated.allow(2)
     gated.wait_for(lambda: gated.stats()["open"] == 0, "the slot is free")
 

@@ -30,7 +30,7 @@ LIMITS = {
     "ENDSTOP_MAX_CONTEXT": "256",
 }
 
-expect.set_options(timeout=15_000)  # a bound for a busy machine, not a measure
+expect.set_options(timeout=30_000)  # a bound for a busy machine, not a measure
 in_browser = [pytest.mark.slow, needs_chromium]
 
 
@@ -320,7 +320,8 @@ class TestChat:
         seat.ask("hello")
         server.allow(1)
         expect(seat.text).to_have_text("a")
-        seat.page.get_by_role("button", name="Clear the conversation").click()
+        with seat.cancelling():
+            seat.page.get_by_role("button", name="Clear the conversation").click()
         server.allow(1)
         server.wait_for(lambda: server.stats()["open"] == 0, "ended")
         assert seat.stored() == []

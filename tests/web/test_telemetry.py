@@ -62,13 +62,13 @@ def code_is(code: str) -> Callable[[SeenSpan], bool]:
 
 
 def outcomes(server: Server) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in server.log().splitlines()]
+    lines = [json.loads(line) for line in server.log().splitlines(keepends=True) if line.endswith("\n")]
     return [line for line in lines if line.get("event") == "outcome"]
 
 
 @both
 def test_a_collector_hears_how_each_request_ended(tmp_path: Path, worker_class: str, collector: Collector) -> None:
-    env = environment(collector.url, ENDSTOP_MAX_SLOTS="1", ENDSTOP_QUEUE_TIMEOUT_S="1", OTEL_SERVICE_NAME="stories")
+    env = environment(collector.url, ENDSTOP_MAX_SLOTS="1", ENDSTOP_QUEUE_TIMEOUT_S="3", OTEL_SERVICE_NAME="stories")
     with running_server(tmp_path, worker_class, env=env) as server:
         server.allow("open")
         end = execute(server, f"00-{TRACE_ID}-{SPAN_ID}-01")
@@ -103,6 +103,7 @@ def test_a_collector_hears_how_each_request_ended(tmp_path: Path, worker_class: 
             late = wait_for_root(server, collector, code_is("QUEUE_TIMEOUT"))
             assert late.attributes["error.type"] == "QUEUE_TIMEOUT"
             assert [span.name for span in collector.spans if span.parent_id == late.span_id] == ["queue"]
+        server.wait_for(lambda: server.stats()["wanted"] == 0, "the leave is noticed")
         server.allow("open")
         left = wait_for_root(server, collector, code_is("client"))
         assert (left.status, left.attributes["endstop.outcome"], left.parent_id) == (0, "cancelled", "")
@@ -174,7 +175,7 @@ def test_a_collector_that_does_not_listen_holds_nobody_up(tmp_path: Path, worker
             begun = time.monotonic()
             server.process.terminate()
             assert server.wait_exit() == 0
-            assert time.monotonic() - begun < 10  # and not the minute that a batch may take
+            assert time.monotonic() - begun < 30  # and not the minute that a batch may take
             assert server.log().count("no traces to") <= 1
 
 
