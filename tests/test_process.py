@@ -443,10 +443,13 @@ def test_clients_that_keep_their_sockets_do_not_hold_up_the_threaded_worker(tmp_
     assert elapsed_s < 8, "each lingering connection stood for 2 s in front of the next one"
 
 
-def test_the_first_line_says_where_and_how(tmp_path: Path) -> None:
-    with running_server(tmp_path, "gevent", "wsgi:app") as server:
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+def test_the_first_line_says_where_and_how(tmp_path: Path, prefix: str) -> None:
+    env = {"SCRIPT_NAME": prefix}  # by which gunicorn mounts an app below a path
+    with running_server(tmp_path, "gevent", "wsgi:app", wait=False, env=env) as server:
+        server.wait_ready(f"{prefix}/ready")
         line = next(line for line in server.log().splitlines() if line.startswith("Endstop serves"))
-        assert server.url in line
+        assert f"{server.url}{prefix} " in line
         command = line.partition("try: ")[2]
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
         assert_ended_once(result.stdout.encode())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.servers import Server
+from tests.support.servers import Server, free_port
 from worker.__main__ import cli
 from worker.config import configure, option_name
 from worker.settings import ROOT, SECTIONS, Settings
@@ -108,6 +108,32 @@ def test_it_becomes_gunicorn(
     assert program == sys.executable
     assert argv == [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     assert {name: env[name] for name in environment} == environment
+
+
+KEYS = {"ENDSTOP_API_KEYS": "alice:0123456789abcdef"}
+
+
+def became(monkeypatch: pytest.MonkeyPatch, *arguments: str, env: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment that gunicorn is given."""
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr("os.execve", lambda program, argv, environ: given.append(environ))
+    assert serve(*arguments, env=env).exit_code == 0
+    return given[0]
+
+
+@pytest.mark.parametrize("said", [{}, {"ENDSTOP_HOST": ""}], ids=["nothing of a host", "an empty host"])
+def test_an_option_for_the_port_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
+    environ = became(monkeypatch, "--port", str(free_port()), env=KEYS | said)
+    assert configure(environ).settings.host == "127.0.0.1"
+
+
+def test_a_host_in_the_file_is_read_from_there_again_for_a_reload(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "endstop.toml").write_text('host = "127.0.0.1"\n')
+    environ = became(monkeypatch, "--config", str(tmp_path / "endstop.toml"), "--port", str(free_port()), env=KEYS)
+    (tmp_path / "endstop.toml").write_text('host = "127.0.0.2"\n')
+    assert configure(environ).settings.host == "127.0.0.2"
 
 
 def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,9 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
-    environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
+    if configure(environ).settings.host != configuration.settings.host:
+        # Of --port it cannot see that no platform has set it. Else the host is left to the file, for a reload.
+        environ["ENDSTOP_HOST"] = configuration.settings.host
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)
 
