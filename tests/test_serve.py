@@ -1,5 +1,6 @@
 """`serve`: every setting is an option, the server obeys, and `--print-config` shows what is in effect."""
 
+import json
 import os
 import signal
 import socket
@@ -143,6 +144,16 @@ def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 1
     assert "Address already in use; set --port" in result.output
     assert "set --port (or PORT), or --host" in serve("--host", "203.0.113.1").output
+
+
+@pytest.mark.parametrize("host", ["x" * 300, "a\0b", "no such host"])
+def test_a_host_that_can_be_none_is_one_line(host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    (tmp_path / "endstop.toml").write_text(f"host = {json.dumps(host)}\n")
+    result = serve("--config", str(tmp_path / "endstop.toml"))
+    assert result.exit_code == 1
+    [line] = result.output.splitlines()
+    assert "cannot be bound: " in line
 
 
 @pytest.mark.slow

@@ -86,8 +86,9 @@ def _check_port(settings: Settings) -> None:
         with socket.socket(family) as door:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
             door.bind((settings.host, settings.port))
-    except OSError as error:
-        reason = f"{settings.host}:{settings.port} cannot be bound: {error.strerror}"
+    except (OSError, ValueError) as error:  # the second: what can be no name at all
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        reason = f"{settings.host}:{settings.port} cannot be bound: {why}"
         raise click.ClickException(f"{reason}; set --port (or PORT), or --host") from error
 
 
