@@ -753,6 +753,21 @@ def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch:
     wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
 
 
+def test_a_process_that_does_not_linger_says_why_it_dies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s: list[float] = []
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(process, "native_sleep", slept_s.append)
+    monkeypatch.setattr(process, "show_loading", lambda engine: None)
+    engine = FakeEngine()
+    engine.state = "DEAD"
+    app = fake_app(engine, None)
+    app.extensions["endstop"].settings = Settings(dead_linger_s=0)
+    process.started(app, SimpleNamespace(is_leaving=False))
+    wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
+    assert slept_s == [process.LAST_WORDS_S]  # in which the housekeeper writes it
+
+
 @BOTH
 def test_a_process_that_was_stopped_goes_on_where_it_was(tmp_path: Path, worker_class: str) -> None:
     """Ctrl-Z, a paused container, a machine that moves: time has passed, and no step was stuck."""
