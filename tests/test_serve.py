@@ -111,6 +111,16 @@ def test_it_becomes_gunicorn(
     assert {name: env[name] for name in environment} == environment
 
 
+@pytest.mark.parametrize(("model", "says"), [("./no/such", "does not exist"), ("", "has no config.json")])
+def test_a_folder_without_a_model_is_said_at_once(
+    model: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    result = serve("--model", model or str(tmp_path))
+    assert result.exit_code == 1
+    assert says in result.output
+
+
 KEYS = {"ENDSTOP_API_KEYS": "alice:0123456789abcdef"}
 
 
