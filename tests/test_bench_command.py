@@ -241,6 +241,17 @@ def test_an_event_of_another_form_has_failed(event: str) -> None:
         fed(HEAD + b"\r\ndata: " + event.encode("latin-1") + b"\n\n", 10_000)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [HEAD + b"\r\n", HEAD, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"],
+    ids=["of the body", "of the head", "of a chunk's head"],
+)
+def test_a_line_without_an_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    monkeypatch.setattr("worker.load.MAX_LINE_BYTES", 10_000)
+    with pytest.raises(LoadFailed, match="a line is longer than 10000 bytes"):
+        fed(head + b"1" * 30_000, 1000)
+
+
 def test_a_models_name_cannot_command_the_terminal() -> None:
     output = io.StringIO()
     show(summarize("http://x", "m\x1b[2J", 1, []), Console(file=output))

@@ -112,7 +112,8 @@ def test_the_checks_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--only", "done,nonsense"], "there is no check nonsense"),
+        (["--only", "done,nonsense"], "there is no check nonsense\n--list shows them"),
+        (["--only", "anwers"], "there is no check anwers; did you mean answers?"),
         (["ftp://127.0.0.1/"], "a URL starts with http:// or https://"),
         (["--api", "grpc"], "'grpc' is not one of"),
     ],

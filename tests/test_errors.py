@@ -15,6 +15,7 @@ from worker.errors import (
     NotReady,
     Overloaded,
     RequestError,
+    one_line,
 )
 
 # of the stream contract, section 2
@@ -104,3 +105,8 @@ def test_refusals_say_when_to_come_back() -> None:
 def test_a_deadline_names_which_one_without_changing_the_others() -> None:
     assert DeadlineExceeded("late", "STALLED").code == "STALLED"
     assert DeadlineExceeded("late").code == "TIMEOUT"
+
+
+def test_what_is_repeated_of_another_is_one_short_line_that_commands_no_terminal() -> None:
+    assert one_line(ValueError("a\n\tb\x1b[2J\x9b\x7f")) == "ValueError: a b\ufffd[2J\ufffd\ufffd"
+    assert one_line("x" * 1000) == "x" * 300

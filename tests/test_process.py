@@ -450,10 +450,13 @@ def test_clients_that_keep_their_sockets_do_not_hold_up_the_threaded_worker(tmp_
     assert elapsed_s < 25, "each lingering connection stood for 2 s in front of the next one"
 
 
-def test_the_first_line_says_where_and_how(tmp_path: Path) -> None:
-    with running_server(tmp_path, "gevent", "wsgi:app") as server:
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+def test_the_first_line_says_where_and_how(tmp_path: Path, prefix: str) -> None:
+    env = {"SCRIPT_NAME": prefix}  # by which gunicorn mounts an app below a path
+    with running_server(tmp_path, "gevent", "wsgi:app", wait=False, env=env) as server:
+        server.wait_ready(f"{prefix}/ready")
         line = next(line for line in server.log().splitlines() if line.startswith("Endstop serves"))
-        assert server.url in line
+        assert f"{server.url}{prefix} " in line
         command = line.partition("try: ")[2]
         result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
         assert_ended_once(result.stdout.encode())
@@ -755,6 +758,21 @@ def test_an_engine_that_was_dead_before_the_process_knew_it_ends_it(monkeypatch:
     engine.state = "DEAD"
     process.started(fake_app(engine, None), SimpleNamespace(is_leaving=False))
     wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
+
+
+def test_a_process_that_does_not_linger_says_why_it_dies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s: list[float] = []
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(process, "native_sleep", slept_s.append)
+    monkeypatch.setattr(process, "show_loading", lambda engine: None)
+    engine = FakeEngine()
+    engine.state = "DEAD"
+    app = fake_app(engine, None)
+    app.extensions["endstop"].settings = Settings(dead_linger_s=0)
+    process.started(app, SimpleNamespace(is_leaving=False))
+    wait_until(lambda: codes == [process.EXIT_CANNOT_LOAD])
+    assert slept_s == [process.LAST_WORDS_S]  # in which the housekeeper writes it
 
 
 @BOTH

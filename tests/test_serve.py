@@ -1,5 +1,6 @@
 """`serve`: every setting is an option, the server obeys, and `--print-config` shows what is in effect."""
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.servers import Server
+from tests.support.servers import Server, free_port
 from worker.__main__ import cli
 from worker.config import configure, option_name
 from worker.settings import ROOT, SECTIONS, Settings
@@ -110,6 +111,42 @@ def test_it_becomes_gunicorn(
     assert {name: env[name] for name in environment} == environment
 
 
+@pytest.mark.parametrize(("model", "says"), [("./no/such", "does not exist"), ("", "has no config.json")])
+def test_a_folder_without_a_model_is_said_at_once(
+    model: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    result = serve("--model", model or str(tmp_path))
+    assert result.exit_code == 1
+    assert says in result.output
+
+
+KEYS = {"ENDSTOP_API_KEYS": "alice:0123456789abcdef"}
+
+
+def became(monkeypatch: pytest.MonkeyPatch, *arguments: str, env: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment that gunicorn is given."""
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr("os.execve", lambda program, argv, environ: given.append(environ))
+    assert serve(*arguments, env=env).exit_code == 0
+    return given[0]
+
+
+@pytest.mark.parametrize("said", [{}, {"ENDSTOP_HOST": ""}], ids=["nothing of a host", "an empty host"])
+def test_an_option_for_the_port_does_not_open_the_server(monkeypatch: pytest.MonkeyPatch, said: dict[str, str]) -> None:
+    environ = became(monkeypatch, "--port", str(free_port()), env=KEYS | said)
+    assert configure(environ).settings.host == "127.0.0.1"
+
+
+def test_a_host_in_the_file_is_read_from_there_again_for_a_reload(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "endstop.toml").write_text('host = "127.0.0.1"\n')
+    environ = became(monkeypatch, "--config", str(tmp_path / "endstop.toml"), "--port", str(free_port()), env=KEYS)
+    (tmp_path / "endstop.toml").write_text('host = "127.0.0.2"\n')
+    assert configure(environ).settings.host == "127.0.0.2"
+
+
 def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -117,6 +154,16 @@ def test_a_port_that_is_taken_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 1
     assert "Address already in use; set --port" in result.output
     assert "set --port (or PORT), or --host" in serve("--host", "203.0.113.1").output
+
+
+@pytest.mark.parametrize("host", ["x" * 300, "a\0b", "no such host"])
+def test_a_host_that_can_be_none_is_one_line(host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.execve", lambda *given: pytest.fail("it began to serve"))
+    (tmp_path / "endstop.toml").write_text(f"host = {json.dumps(host)}\n")
+    result = serve("--config", str(tmp_path / "endstop.toml"))
+    assert result.exit_code == 1
+    [line] = result.output.splitlines()
+    assert "cannot be bound: " in line
 
 
 @pytest.mark.slow

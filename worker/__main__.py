@@ -137,6 +137,7 @@ def check(
     from worker.check import Options, run_check, show_list
     from worker.checks.asking import Limits
     from worker.checks.table import CHECKS
+    from worker.config import did_you_mean
 
     if is_list:
         show_list()
@@ -146,9 +147,9 @@ def check(
     if url is not None and "://" in url and not url.startswith(("http://", "https://")):
         raise click.UsageError(f"a URL starts with http:// or https://, not {url!r}")
     names = [name.strip() for name in only.split(",")] if only else []
-    unknown = set(names) - {each.name for each in CHECKS}
-    if unknown:
-        raise click.UsageError(f"there is no check {', '.join(sorted(unknown))}; --list shows them")
+    known = {each.name for each in CHECKS}
+    if unknown := [f"there is no check {name}{did_you_mean(name, known)}" for name in names if name not in known]:
+        raise click.UsageError("\n".join([*unknown, "--list shows them"]))
     options = Options(
         prompt=prompt,
         max_tokens=max_tokens,

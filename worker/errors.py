@@ -58,10 +58,14 @@ def without_paths(text: str) -> str:
     return re.sub(r"'[^']*[/\\][^']*'|\"[^\"]*[/\\][^\"]*\"|[^\s'\"()\[\]]*[/\\][^\s'\"()\[\]]*", "...", text)
 
 
+# A terminal that shows a log takes these for commands; what is repeated may be a stranger's: a collector's, a hub's.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 def one_line(cause: BaseException | str, limit: int = 300) -> str:
     """What a message of ours repeats of another's: an error with its name, or a text, in one line and no longer."""
     text = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
-    return " ".join(text.split())[:limit]
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split())[:limit])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _RECV_BYTES = 65536
+# As worker.client has it for an event: a server that never ends a line fills no memory.
+MAX_LINE_BYTES = 16 * 1024 * 1024
 CONNECT_S = 60.0
 
 
@@ -54,6 +56,8 @@ class Stream:
         Raises:
             LoadFailed: It is a refusal, an error or not of OpenAI's form.
         """
+        if len(self.received) + len(self.line) > MAX_LINE_BYTES:
+            raise LoadFailed(f"a line is longer than {MAX_LINE_BYTES} bytes")
         self.received += data
         if not self.status:
             head, separator, rest = bytes(self.received).partition(b"\r\n\r\n")

@@ -237,7 +237,8 @@ def started(app: Any, worker: Any) -> None:
     def exit_when_dead() -> None:
         """On the watchdog's thread, when every stream has its ending."""
         has_loaded = engine.has_loaded
-        native_sleep(DIED_LINGER_S if has_loaded else settings.dead_linger_s)
+        # Never less than the housekeeper needs to write why to the log.
+        native_sleep(DIED_LINGER_S if has_loaded else max(settings.dead_linger_s, LAST_WORDS_S))
         os._exit(EXIT_DIED if has_loaded else EXIT_CANNOT_LOAD)
 
     engine.on_dead = exit_when_dead

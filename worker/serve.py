@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.config import Configuration, configure, option_name
-from worker.errors import SettingsError
+from worker.errors import ModelLoadError, SettingsError
 from worker.settings import ROOT, SECTIONS, Settings, variable_name
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
         is_printing: Only show what is in effect.
 
     Raises:
-        click.ClickException: A setting is wrong.
+        click.ClickException: A setting is wrong, or names what is not there.
     """
     try:
         configuration = configure(os.environ, options)
@@ -67,14 +67,27 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
 
         print_config(configuration, Console(highlight=False, soft_wrap=True))
         return
+    _check_model(configuration.settings)
     _check_port(configuration.settings)
     # The environment carries the options to gunicorn, which knows nothing of them, and to every worker it starts.
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
-    environ["ENDSTOP_HOST"] = configuration.settings.host  # it depends on where the port came from
+    if configure(environ).settings.host != configuration.settings.host:
+        # Of --port it cannot see that no platform has set it. Else the host is left to the file, for a reload.
+        environ["ENDSTOP_HOST"] = configuration.settings.host
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)
+
+
+def _check_model(settings: Settings) -> None:
+    """The server would say the same when torch is imported, which takes seconds."""
+    from worker.engine.download import is_folder
+
+    try:
+        is_folder(settings.model)
+    except ModelLoadError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _check_port(settings: Settings) -> None:
@@ -84,8 +97,9 @@ def _check_port(settings: Settings) -> None:
         with socket.socket(family) as door:
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
             door.bind((settings.host, settings.port))
-    except OSError as error:
-        reason = f"{settings.host}:{settings.port} cannot be bound: {error.strerror}"
+    except (OSError, ValueError) as error:  # the second: what can be no name at all
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        reason = f"{settings.host}:{settings.port} cannot be bound: {why}"
         raise click.ClickException(f"{reason}; set --port (or PORT), or --host") from error
 
 

@@ -238,8 +238,8 @@ def parse(setting: "Field[Any]", text: str) -> Any:
         raise ValueError(f"must be one of {', '.join(choice or '(empty)' for choice in metadata['choices'])}")
     if kind is str and setting.default and not value.strip():
         raise ValueError("must not be empty; leave it out for the default")
-    if metadata["is_url"] and value:
-        _check_address(value)
+    if metadata["is_url"] and value and not is_web_address(value):
+        raise ValueError(f"must be {WEB_ADDRESS}")
     if metadata["minimum"] is not None and not value >= metadata["minimum"]:  # also refuses nan
         raise ValueError(f"must be at least {metadata['minimum']}")
     if metadata["maximum"] is not None and value > metadata["maximum"]:
@@ -247,12 +247,15 @@ def parse(setting: "Field[Any]", text: str) -> Any:
     return value
 
 
-def _check_address(url: str) -> None:
-    """See now what would end the process that connects: no pattern tells an IPv6 address or a port."""
+# What `is_web_address` asks for, in words.
+WEB_ADDRESS = "a URL with http or https, a host, and a port from 1 to 65535 if it has one"
+
+
+def is_web_address(url: str) -> bool:
+    """Whether somebody can try to connect there: sees now what would end, or silence, who does."""
     try:
         parts = urlsplit(url)
-        is_one = parts.hostname is not None and parts.port != 0
+        has_host = parts.hostname is not None and parts.port != 0
     except ValueError:  # repeats a piece of the URL
-        is_one = False
-    if not is_one:
-        raise ValueError("must have a host, and a port from 1 to 65535 if it has one")
+        return False
+    return has_host and parts.scheme in ("http", "https") and not re.search(r"\s", url)

@@ -105,9 +105,21 @@ MUTATIONS: list[Mutation] = [
         "",
         "test_headers_that_would_stand_in_the_log_are_refused_and_not_repeated",
     ),
+    telemetry(
+        "a collector's address is one",
+        "if environ.get(name) and not is_web_address(environ[name])",
+        "if False",
+        "test_what_is_not_there_is_refused_by_name",
+    ),
+    telemetry(
+        "a number that the SDK does not take is refused",
+        "    problems += _wrong_numbers(environ)\n",
+        "",
+        "test_what_is_not_there_is_refused_by_name",
+    ),
     settings(
         "a heartbeat has somewhere to go",
-        '    if metadata["is_url"] and value:\n',
+        '    if metadata["is_url"] and value and not is_web_address(value):\n',
         "    if False:\n",
         "test_a_url_that_cannot_be_asked_is_refused_and_not_repeated",
     ),

@@ -49,8 +49,8 @@ MUTATIONS: list[Mutation] = [
     ),
     native(
         "who comes back to an answer with reasoning or calls is told of the same ones",
-        "        for event in seen:\n",
-        "        for event in seen[:0]:\n",
+        "        for one in seen:\n",
+        "        for one in seen[:0]:\n",
         "test_native_streams_say_what_is_no_text",
     ),
     native(

@@ -75,9 +75,9 @@ MUTATIONS: list[Mutation] = [
     ),
     serve(
         "an option for the port does not open the server",
-        '    environ["ENDSTOP_HOST"] = configuration.settings.host',
-        "    _ = configuration.settings.host",
-        "test_the_server_has_what_options_variables_and_the_file_say",
+        '        environ["ENDSTOP_HOST"] = configuration.settings.host',
+        "        _ = configuration.settings.host",
+        "test_an_option_for_the_port_does_not_open_the_server",
     ),
     serve(
         "the configuration that is printed has no secret",

@@ -1,13 +1,15 @@
 """How far loading is, for a person and for a log."""
 
+import io
 import logging
 import time
 from dataclasses import dataclass, field
 
 import pytest
+from rich.console import Console
 
 from worker.engine.loader import LoadingProgress
-from worker.observe.loading import how_far, show_loading
+from worker.observe.loading import how_far, new_bar, show_loading
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,20 @@ def test_a_log_hears_of_a_long_download_again_and_again(
         "loading download: 24.0 MB of 100.0 MB, 1.0 MB/s, 1:16 left",
         "loading weights",
     ]
+
+
+@pytest.mark.parametrize(("width", "has_elapsed"), [(60, False), (80, True), (200, True)])
+def test_the_bar_is_one_line_in_a_narrow_terminal_too(
+    monkeypatch: pytest.MonkeyPatch, width: int, has_elapsed: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    bar = new_bar()
+    bar.add_task("configuration", total=999_000_000, completed=888_000_000)
+    bar.tasks[0].finished_speed = 10_000.0
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as shown:
+        console.print(bar.get_renderable())
+    [line] = shown.get().splitlines()
+    assert line.startswith("configuration ")
+    assert "888.0 MB of 999.0 MB, 10.0 kB/s, 185:00 left" in line
+    assert ("0:00:00" in line) == has_elapsed

@@ -268,11 +268,32 @@ def test_off_is_off() -> None:
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, "must be http/protobuf"),
         ({"OTEL_TRACES_EXPORTER": "console"}, "OTEL_TRACES_EXPORTER=console: must be otlp or none"),
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, "must be otlp or none"),
+        ({"OTEL_METRICS_EXEMPLAR_FILTER": "x"}, "OTEL_METRICS_EXEMPLAR_FILTER=x: must be trace_based or always_on"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL with http"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL with http"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:99999"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: must be"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://a b"}, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: must be"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "OTEL_BSP_MAX_QUEUE_SIZE=-1: must be a whole number, at least 1"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "10"}, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE (else 512): must be at most"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "1.5"}, "OTEL_BSP_SCHEDULE_DELAY=1.5: must be a whole number, at least 1"),
+        ({"OTEL_SPAN_LINK_COUNT_LIMIT": "-1"}, "OTEL_SPAN_LINK_COUNT_LIMIT=-1: must be a whole number, at least 0"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "0"}, "OTEL_METRIC_EXPORT_INTERVAL=0: must be a number above 0"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}, "OTEL_EXPORTER_OTLP_TIMEOUT=nan: must be a number above 0"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(environ: dict[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         open_telemetry(SETTINGS, environ)
+
+
+def test_variables_that_are_empty_are_not_set() -> None:
+    check_telemetry(SETTINGS, dict.fromkeys(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_MAX_QUEUE_SIZE"), ""))
+
+
+def test_what_is_in_a_bad_address_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        check_telemetry(SETTINGS, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:canary@[::1"})
+    assert "canary" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["HEADERS", "TRACES_HEADERS", "METRICS_HEADERS"])

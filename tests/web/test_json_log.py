@@ -112,3 +112,4 @@ def test_a_start_that_fails_says_so_in_json_too(tmp_path: Path, worker_class: st
     with running_server(tmp_path, worker_class, app="wsgi:app", env=env, wait=False) as server:
         assert server.wait_exit() != 0
         assert [line for line in lines_of(server) if line["level"] == "error"]
+        assert [line for line in lines_of(server) if "has no config.json" in line["message"]], "why is in the log"

@@ -235,6 +235,28 @@ def test_a_native_stream_ends_once_though_its_parts_cannot_be_found(
     assert [event["type"] for event in events_of(raw)[:-1]].count("error") == 1
 
 
+def test_a_native_stream_that_is_taken_up_ends_once_though_its_parts_cannot_be_found(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the client has seen goes through the parser first, which fails at it again."""
+    client = app.test_client()
+    job = client.post("/v1/jobs", json={"messages": [say("It rains.")], "tools": TOOLS}).json
+    assert job is not None
+    *events, _ = events_of(client.get(job["sse_url"]).data)
+
+    def fail(parser: AnswerParser) -> Any:
+        yield
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(AnswerParser, "_answer", fail)
+    for number in range(len(events) - 1):
+        answer = client.get(job["sse_url"], headers={"Last-Event-ID": str(number)})
+        assert answer.status_code == 200
+        *_, failure, done = events_of(answer.data)
+        assert (failure["type"], failure["code"], done) == ("error", "INFERENCE_FAILED", "[DONE]")
+        assert answer.data.startswith(b"id: %d\n" % (number + 1))
+
+
 def test_native_streams_say_nothing_more_of_text(app: Flask) -> None:
     asked = {"messages": [say("It rains. ")]}
     raw = app.test_client().post("/execute", json=asked).data

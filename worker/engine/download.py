@@ -46,6 +46,21 @@ _OTHER_WEIGHTS = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.
 HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
+def is_folder(name: str) -> bool:
+    """Whether a model is a folder here; else it has the name of one on the hub.
+
+    Raises:
+        ModelLoadError: It is a folder without a model, or can be no name and is not here.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ModelLoadError(f"model folder {name!r} has no config.json")
+        return True
+    if not HUB_ID.fullmatch(name):
+        raise ModelLoadError(f"model folder {name!r} does not exist; set ENDSTOP_MODEL to a model folder or a hub id")
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A model's folder.

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from worker.engine import kernels, native
 from worker.engine.cuda_graphs import CudaRecorder
-from worker.engine.download import HUB_ID, Found, download
+from worker.engine.download import Found, download, is_folder
 from worker.engine.kv_cache import BLOCK_TOKENS, num_blocks_for
 from worker.engine.linear import NotExact, check_widths, quantize, use_kernels
 from worker.engine.memory import CUDA_RESERVE_BYTES, cache_bytes, is_out_of_memory
@@ -253,12 +253,8 @@ def _find(settings: Settings, report: Report) -> tuple[Found, Report]:
         Where it is, and how to report what comes behind the download.
     """
     name = settings.model
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ModelLoadError(f"model folder {name!r} has no config.json")
+    if is_folder(name):
         return Found(name), report
-    if not HUB_ID.fullmatch(name):
-        raise ModelLoadError(f"model folder {name!r} does not exist; set ENDSTOP_MODEL to a model folder or a hub id")
     start = 0.0
 
     def report_download(done: int, total: int) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 logger = logging.getLogger("endstop")
@@ -15,6 +16,8 @@ logger = logging.getLogger("endstop")
 TICK_S = 0.1
 # Between two lines of a log about the same phase.
 LOG_S = 10.0
+# Characters that all of the columns need.
+WIDE = 72
 
 
 class _Progress(Protocol):
@@ -60,8 +63,13 @@ def how_far(done: int, total: int, bytes_per_s: float | None) -> str:
 
 def new_bar() -> Progress:
     """A progress bar on the terminal. No refresh thread: under gevent it would be one more greenlet that only ticks."""
-    columns = (TextColumn("{task.description:<13}"), BarColumn(), TimeElapsedColumn(), BytesColumn())
     console = Console(stderr=True)
+    # In a narrow terminal the bar becomes shorter and the time that has gone is left out: of a second line, drawn again
+    # and again, pieces stay behind.
+    whole = Column(no_wrap=True)
+    columns = [TextColumn("{task.description:<13}", table_column=whole), BarColumn(), BytesColumn(table_column=whole)]
+    if console.width >= WIDE:
+        columns.insert(2, TimeElapsedColumn(table_column=whole))
     return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
 
 

@@ -4,15 +4,16 @@ Law: nothing of OpenTelemetry is imported here, nor anywhere else unless `ENDSTO
 part of requirements.txt. Nothing of it runs on the generation thread; the housekeeper tells it what the log is told.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Protocol
 from urllib.parse import unquote
 
 from worker.errors import SettingsError
 from worker.observe.log import Outcome
-from worker.settings import Settings
+from worker.settings import WEB_ADDRESS, Settings, is_web_address
 
 # What the exporters need, and the package that brings it.
 _NEEDED = {
@@ -26,7 +27,33 @@ _CHOICES = {
     "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
     "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": ("http/protobuf",),
+    "OTEL_METRICS_EXEMPLAR_FILTER": ("trace_based", "always_on", "always_off"),
 }
+# What the SDK does with a bad one depends on which it is: a traceback, silence, or a default of its own.
+_ENDPOINTS = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+)
+_QUEUE, _BATCH = ("OTEL_BSP_MAX_QUEUE_SIZE", 2048), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
+_AT_LEAST_1 = ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT", _QUEUE[0], _BATCH[0])
+_AT_LEAST_0 = (
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+)
+_ABOVE_0 = (
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_METRIC_EXPORT_TIMEOUT",
+)
 _HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
 # What the SDK takes, with blanks in values as it does: it leaves out other entries, and puts them into the log. Source:
 # https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
@@ -71,6 +98,13 @@ def check_telemetry(settings: Settings, environ: Mapping[str, str]) -> None:
         for number, entry in enumerate(filter(None, map(str.strip, environ.get(name, "").split(","))), 1)
         if not _HEADER.fullmatch(entry) or _CONTROL.search(unquote(entry))
     ]
+    # Without its value: a URL may have a password in it.
+    problems += [
+        f"{name}: must be {WEB_ADDRESS}"
+        for name in _ENDPOINTS
+        if environ.get(name) and not is_web_address(environ[name])
+    ]
+    problems += _wrong_numbers(environ)
     if missing := [package for module, package in _NEEDED.items() if not _is_there(module)]:
         problems.append(
             f"ENDSTOP_OPENTELEMETRY=on: not installed: {', '.join(missing)}; "
@@ -78,6 +112,27 @@ def check_telemetry(settings: Settings, environ: Mapping[str, str]) -> None:
         )
     if problems:
         raise SettingsError(*problems)
+
+
+def _wrong_numbers(environ: Mapping[str, str]) -> list[str]:
+    limits: tuple[tuple[tuple[str, ...], type[int] | type[float], Callable[[float], bool], str], ...] = (
+        (_AT_LEAST_1, int, lambda value: value >= 1, "a whole number, at least 1"),
+        (_AT_LEAST_0, int, lambda value: value >= 0, "a whole number, at least 0"),
+        (_ABOVE_0, float, lambda value: 0 < value < math.inf, "a number above 0"),
+    )
+    problems = []
+    for names, kind, is_within, what in limits:
+        for name in names:
+            try:
+                is_fine = not environ.get(name) or is_within(kind(environ[name]))
+            except ValueError:
+                is_fine = False
+            if not is_fine:
+                problems.append(f"{name}={environ[name]}: must be {what}")
+    (queue, queue_default), (batch, batch_default) = _QUEUE, _BATCH
+    if not problems and int(environ.get(batch) or batch_default) > int(environ.get(queue) or queue_default):
+        problems.append(f"{batch} (else {batch_default}): must be at most {queue} (else {queue_default})")
+    return problems
 
 
 _HINTS = {"grpc": "; point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's port for HTTP, which is usually 4318"}

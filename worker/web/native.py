@@ -54,10 +54,13 @@ class NativeTranslator:
         """Translate the events of `job` for a client that has `seen` those before. What is found depends on all."""
         format = job.answer_format
         self._parser = AnswerParser(format, job.id) if format.reasoning or format.calls else None
-        for event in seen:
-            self._parts_of(event)
+        self._seen = seen
 
     def encode(self, number: int, event: Event) -> bytes:
+        # Here and not when the stream is opened: what fails here ends the stream with a code.
+        seen, self._seen = self._seen, []
+        for one in seen:
+            self._parts_of(one)
         return b"id: %d\n" % number + encode_data(_payload(event) | self._parts_of(event))
 
     def _parts_of(self, event: Event) -> dict[str, Any]:
