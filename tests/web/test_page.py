@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask
@@ -57,6 +58,15 @@ def speaking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
     """Whose model says what it is asked to."""
     env = LIMITS | {"ENDSTOP_MAX_CONTEXT": "4096", "GATED_TEMPLATE": "QWEN3"}
     with running_server(tmp_path_factory.mktemp("speaking"), env=env) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def loading_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Whose model never comes."""
+    env = LIMITS | {"GATED_LOAD_S": "300"}
+    with running_server(tmp_path_factory.mktemp("loading"), env=env, wait=False) as server:
+        server.wait_ready("/health")
         yield server
 
 
@@ -602,6 +612,68 @@ class TestRefused:
             other.keyboard.press("Escape")
             expect(other.get_by_role("alert").last).to_contain_text("wants an API key")
             seat.context.close()
+
+
+class TestLoading:
+    """A server that says that its model is not there yet."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def waiting(self, browser: Browser, loading_server: Server) -> Iterator[Seat]:
+        """Somebody who has asked it and waits."""
+        seat = Seat(browser, loading_server.url)
+        seat.page.clock.install()
+        expect(seat.page.locator("#server")).to_have_text("loading the model…")
+        seat.ask("hello")
+        expect(seat.answer.get_by_role("status")).to_have_text(re.compile("^The model is still loading"))
+        yield seat
+        seat.context.close()
+
+    def test_what_is_asked_is_sent_when_it_is_there(self, waiting: Seat, server: Server) -> None:
+        with waiting.page.expect_response("**/v1/jobs"):  # asked again, and it is loading still
+            waiting.page.clock.run_for(2000)
+        expect(waiting.answer.get_by_role("status")).to_have_text(re.compile("^The model is still loading"))
+        waiting.page.route("**/v1/jobs{,/**}", to_server(server))
+        server.allow("open")
+        waiting.page.clock.run_for(2000)
+        expect(waiting.facts).to_contain_text("tokens/s")
+        keys = [one.headers["idempotency-key"] for one in waiting.requests if one.method == "POST"]
+        assert len(keys) >= 3
+        assert len(set(keys)) == 1
+
+    def test_stop_ends_the_waiting(self, waiting: Seat) -> None:
+        waiting.page.get_by_role("button", name="Stop").click()
+        expect(waiting.facts).to_have_text("stopped")
+        expect(waiting.page.get_by_label("Message")).to_be_focused()
+        num_sent = len(waiting.bodies())
+        waiting.page.clock.run_for(60_000)
+        assert len(waiting.bodies()) == num_sent
+        assert waiting.answer.get_by_role("status").text_content() == ""
+
+    def test_stop_while_it_is_asked_ends_it_too(self, waiting: Seat) -> None:
+        held: list[Route] = []
+        waiting.page.route("**/v1/jobs", lambda route: held.append(route))
+        with waiting.page.expect_request("**/v1/jobs"):
+            waiting.page.clock.run_for(2000)
+        waiting.page.get_by_role("button", name="Stop").click()
+        expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
+        [route] = held
+        route.continue_()
+        expect(waiting.facts).to_have_text("stopped")
+
+    def test_clearing_ends_the_waiting(self, waiting: Seat) -> None:
+        waiting.page.on("dialog", lambda dialog: dialog.accept())
+        waiting.page.get_by_role("button", name="Clear the conversation").click()
+        num_sent = len(waiting.bodies())
+        waiting.page.clock.run_for(60_000)
+        assert len(waiting.bodies()) == num_sent
+        assert waiting.stored() == []
+
+
+def to_server(server: Server) -> Callable[[Route], None]:
+    """Has another server answer."""
+    return lambda route: route.continue_(url=server.url + urlsplit(route.request.url).path)
 
 
 class TestBadNetwork:
