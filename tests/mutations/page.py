@@ -11,6 +11,8 @@ history = taking_from("worker/observe/history.py", "tests/observe/test_history.p
 PAGE = "tests/web/test_page.py::"
 CHAT = PAGE + "TestChat::"
 REFUSED = PAGE + "TestRefused::"
+LOADING = PAGE + "TestLoading::"
+COMING_BACK = PAGE + "TestComingBack::"
 NETWORK = PAGE + "TestBadNetwork::"
 BROKEN = PAGE + "TestBrokenAnswers::"
 LOOKS = PAGE + "TestLooks::"
@@ -133,6 +135,31 @@ MUTATIONS: list[Mutation] = [
         NETWORK + "test_a_request_that_gets_no_answer_is_sent_four_times",
     ),
     answering(
+        "what is asked while the model is loading is sent when it is ready",
+        'error.code === "LOADING"',
+        'error.code === "NEVER"',
+        LOADING + "test_what_is_asked_is_sent_when_it_is_there",
+    ),
+    answering(
+        "Stop ends the waiting for the model",
+        "AbortSignal.any([this.#leaving.signal, this.#stopping.signal])",
+        "this.#leaving.signal",
+        LOADING + "test_stop_ends_the_waiting",
+    ),
+    answering(
+        "what was stopped while the model was loading is not sent",
+        "          if (this.#isStopAsked) return null;\n",
+        "",
+        LOADING + "test_stop_ends_the_waiting",
+        LOADING + "test_stop_while_it_is_asked_ends_it_too",
+    ),
+    answering(
+        "a conversation that is cleared while the model is loading is not sent",
+        "    this.#leaving.signal.throwIfAborted();\n",
+        "",
+        LOADING + "test_clearing_ends_the_waiting",
+    ),
+    answering(
         "an answer that nobody wants any more is cancelled",
         "cancelJob(this.answer.jobId).catch(() => {});\n    this.#leaving",
         "{}\n    this.#leaving",
@@ -186,6 +213,30 @@ MUTATIONS: list[Mutation] = [
         "    this.#running = null;\n    const { turns }",
         CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
     ),
+    chat(
+        "a page that comes back shows what is kept now",
+        "      if (!persisted) return;\n",
+        "      return;\n",
+        COMING_BACK + "test_it_shows_what_is_kept_now",
+    ),
+    chat(
+        "a page that comes back reads what runs",
+        "      this.#takeOver();\n      this.#resume();\n",
+        "      this.#takeOver();\n",
+        COMING_BACK + "test_an_answer_that_runs_is_read",
+    ),
+    conversation(
+        "what could not be kept is not given up for what is",
+        "    if (!this.#isKept) return false;\n",
+        "",
+        COMING_BACK + "test_what_could_not_be_kept_is_not_lost",
+    ),
+    conversation(
+        "an answer that has ended in another tab is taken from there",
+        "return ![DONE, STOPPED].includes(found.answer.state);",
+        "return true;",
+        CHAT + "test_an_answer_that_has_ended_in_another_tab_is_taken_from_there",
+    ),
     conversation(
         "a page that goes away writes nothing that it has written before",
         "if (this.#timer !== null) this.#write();",
@@ -206,13 +257,13 @@ MUTATIONS: list[Mutation] = [
     ),
     conversation(
         "an answer that grows here is not taken from another tab",
-        "if (place >= 0 && isSame(",
-        "if (false && isSame(",
+        "if (place >= 0 && isSameAndRuns(",
+        "if (false && isSameAndRuns(",
         CHAT + "test_an_answer_that_another_tab_has_an_older_part_of_goes_on",
     ),
     conversation(
         "an answer that another tab has cleared does not come back",
-        "if (place >= 0 && isSame(found[place], this.turns[place]))",
+        "if (place >= 0 && isSameAndRuns(found[place], this.turns[place]))",
         "if (place >= 0)",
         CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
     ),

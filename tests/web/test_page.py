@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from flask import Flask
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.support.apps import app_in_process
-from tests.support.browser import check_script, chromium, needs_chromium
+from tests.support.browser import CHROMIUM, QUIET, check_script, chromium, needs_chromium
 from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.npm import installed, needs_npm
 from tests.support.servers import Server, running_server
@@ -489,6 +489,23 @@ class TestChat:
         server.allow("open")
         expect(seat.facts).to_contain_text("tokens/s")
 
+    def test_an_answer_that_has_ended_in_another_tab_is_taken_from_there(self, seat: Seat, server: Server) -> None:
+        """This one may have been still for so long that the server has forgotten the end."""
+        other = seat.context.new_page()
+        other.goto(server.url)
+        seat.ask("hello")
+        server.allow(2)
+        expect(other.locator(".answer-text")).to_have_text("ab")
+        other.evaluate(
+            """() => {
+              const [turn] = JSON.parse(localStorage['endstop.conversation']);
+              Object.assign(turn.answer, { text: "abc", state: "done" });
+              localStorage['endstop.conversation'] = JSON.stringify([turn]);
+            }"""
+        )
+        expect(seat.text).to_have_text("abc")
+        expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
+
     def test_who_has_scrolled_up_is_left_there(self, seat: Seat, server: Server) -> None:
         seat.page.set_viewport_size({"width": 320, "height": 420})
         log = seat.page.get_by_role("log")
@@ -627,6 +644,7 @@ class TestLoading:
         expect(seat.page.locator("#server")).to_have_text("loading the model…")
         seat.ask("hello")
         expect(seat.answer.get_by_role("status")).to_have_text(re.compile("^The model is still loading"))
+        seat.page.clock.pause_at(seat.page.evaluate("Date.now()") / 1000 + 0.1)
         yield seat
         seat.context.close()
 
@@ -637,6 +655,7 @@ class TestLoading:
         waiting.page.route("**/v1/jobs{,/**}", to_server(server))
         server.allow("open")
         waiting.page.clock.run_for(2000)
+        waiting.page.clock.resume()
         expect(waiting.facts).to_contain_text("tokens/s")
         keys = [one.headers["idempotency-key"] for one in waiting.requests if one.method == "POST"]
         assert len(keys) >= 3
@@ -644,6 +663,7 @@ class TestLoading:
 
     def test_stop_ends_the_waiting(self, waiting: Seat) -> None:
         waiting.page.get_by_role("button", name="Stop").click()
+        waiting.page.clock.run_for(100)  # to the next frame
         expect(waiting.facts).to_have_text("stopped")
         expect(waiting.page.get_by_label("Message")).to_be_focused()
         num_sent = len(waiting.bodies())
@@ -656,6 +676,7 @@ class TestLoading:
         waiting.page.route("**/v1/jobs", lambda route: held.append(route))
         with waiting.page.expect_request("**/v1/jobs"):
             waiting.page.clock.run_for(2000)
+        waiting.page.clock.resume()
         waiting.page.get_by_role("button", name="Stop").click()
         expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
         [route] = held
@@ -674,6 +695,78 @@ class TestLoading:
 def to_server(server: Server) -> Callable[[Route], None]:
     """Has another server answer."""
     return lambda route: route.continue_(url=server.url + urlsplit(route.request.url).path)
+
+
+class TestComingBack:
+    """To a page that the browser has kept as it was, while somebody looked at another one."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def seat(self, browser: Browser, server: Server) -> Iterator[Seat]:
+        """In a browser that keeps pages, as Playwright's do not by themselves."""
+        keeping = browser.browser_type.launch(
+            executable_path=CHROMIUM, args=QUIET, ignore_default_args=["--disable-back-forward-cache"]
+        )
+        seat = Seat(keeping, server.url)
+        yield seat
+        keeping.close()
+        assert seat.complaints == []
+
+    @contextmanager
+    def away(self, seat: Seat) -> Iterator[Page]:
+        """Another tab with the page, while the first shows something else."""
+        seat.page.get_by_label("Message").fill("unsent")
+        home = seat.page.url
+        seat.page.get_by_role("link", name="API", exact=True).click()
+        expect(seat.page.get_by_text("/v1/chat/completions").first).to_be_visible()
+        other = seat.context.new_page()
+        other.goto(home)
+        yield other
+        leave(other)
+        seat.page.evaluate("history.back()")
+        expect(seat.page.get_by_label("Message")).to_have_value("unsent")  # it was not loaded again
+
+    def test_it_shows_what_is_kept_now(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("2")
+        seat.ask("one")
+        expect(seat.facts).to_contain_text("tokens/s")
+        with self.away(seat) as other:
+            other.get_by_label("Message").fill("two")
+            other.get_by_label("Message").press("Enter")
+            expect(other.locator(".facts").last).to_contain_text("tokens/s")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["one", "two"])
+        expect(seat.facts).to_contain_text("tokens/s")
+
+    def test_an_answer_that_runs_is_read(self, seat: Seat, server: Server) -> None:
+        with self.away(seat) as other:
+            other.get_by_label("Message").fill("hello")
+            other.get_by_label("Message").press("Enter")
+            server.allow(2)
+            expect(other.locator(".answer-text")).to_have_text("ab")
+        server.allow(2)
+        expect(seat.text).to_have_text("abcd")
+
+    def test_an_answer_that_was_read_goes_on(self, seat: Seat, server: Server) -> None:
+        seat.ask("hello")
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        with self.away(seat):
+            server.allow(2)
+        server.allow(2)
+        expect(seat.text).to_have_text("abcdef")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+
+    def test_what_could_not_be_kept_is_not_lost(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.evaluate("localStorage.x = 'x'.repeat(5 * 2 ** 20 - 100)")  # of 5 MiB
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        with self.away(seat):
+            pass
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["hello"])
 
 
 class TestBadNetwork:
