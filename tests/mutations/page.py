@@ -154,12 +154,6 @@ MUTATIONS: list[Mutation] = [
         LOADING + "test_stop_while_it_is_asked_ends_it_too",
     ),
     answering(
-        "a conversation that is cleared while the model is loading is not sent",
-        "    this.#leaving.signal.throwIfAborted();\n",
-        "",
-        LOADING + "test_clearing_ends_the_waiting",
-    ),
-    answering(
         "an answer that nobody wants any more is cancelled",
         "cancelJob(this.answer.jobId).catch(() => {});\n    this.#leaving",
         "{}\n    this.#leaving",
@@ -308,6 +302,30 @@ MUTATIONS: list[Mutation] = [
         "while (same < found.length && ",
         "while (same < 0 && ",
         MARKDOWN + "test_a_text_that_grows_is_shown_as_the_whole_would_be",
+    ),
+    markdown(
+        "the items of a list that grows stay",
+        "if (grown?.list && ",
+        "if (false && ",
+        MARKDOWN + "test_a_list_that_grows_keeps_its_items",
+    ),
+    markdown(
+        "a paragraph is searched once by each rule",
+        "if (rule.match !== null && !(rule.match?.index >= end)) {",
+        "{",
+        MARKDOWN + "test_a_paragraph_is_searched_once",
+    ),
+    css(
+        "a paragraph begins at the side of its language",
+        "{ unicode-bidi: plaintext; }",
+        "{}",
+        LOOKS + "test_what_is_read_from_the_right_stands_there",
+    ),
+    css(
+        "code begins at the left",
+        ".code { direction: ltr; }\n",
+        "",
+        LOOKS + "test_what_is_read_from_the_right_stands_there",
     ),
     markdown(
         "quotes stand in each other to a limit",

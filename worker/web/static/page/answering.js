@@ -91,7 +91,6 @@ export class Answering {
   async #wait(status, ms) {
     this.onChange(status);
     await pause(ms, AbortSignal.any([this.#leaving.signal, this.#stopping.signal])).catch(() => {});
-    this.#leaving.signal.throwIfAborted();
   }
 
   async #read() {

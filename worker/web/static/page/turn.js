@@ -17,7 +17,7 @@ export class TurnView {
     this.onResults = onResults;
     this.question = make("div", { class: "question" });
     // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
-    this.body = make("div", { class: "answer-text" });
+    this.body = make("div", { class: "answer-text", dir: "auto" });
     this.markdown = new MarkdownView(this.body);
     this.thought = make("p");
     this.reasoningTitle = make("summary");
@@ -89,7 +89,7 @@ export class TurnView {
     const { calls } = this.turn.answer;
     const fields = calls.map(({ name }, i) => {
       const title = calls.length > 1 ? `Result ${i + 1}: ${name}` : `Result of ${name}`;
-      return make("textarea", { rows: "1", required: true, "aria-label": title, placeholder: title });
+      return make("textarea", { rows: "1", dir: "auto", required: true, "aria-label": title, placeholder: title });
     });
     this.results.append(...fields, make("div", { class: "row" }, make("button", { type: "submit" }, "Send results")));
     this.results.onsubmit = (event) => {
@@ -129,7 +129,7 @@ export class TurnView {
   }
 
   #editQuestion() {
-    const field = make("textarea", { rows: "3", "aria-label": "Question", "aria-describedby": "edit-about" });
+    const field = make("textarea", { rows: "3", dir: "auto", "aria-label": "Question", "aria-describedby": "edit-about" });
     field.value = this.turn.question;
     const close = () => {
       this.#showQuestion();
