@@ -28,7 +28,8 @@ def script(name: str) -> Taking:
 
 answering, api, chat, conversation = script("answering"), script("api"), script("chat"), script("conversation")
 css = taking_from("worker/web/static/page/page.css", "tests/web/test_page.py")
-markdown, stream, turn = script("markdown"), script("stream"), script("turn")
+html = taking_from("worker/web/static/page/index.html", "tests/web/test_page.py")
+main, markdown, stream, turn = script("main"), script("markdown"), script("stream"), script("turn")
 
 MUTATIONS: list[Mutation] = [
     page(
@@ -170,6 +171,30 @@ MUTATIONS: list[Mutation] = [
         "(value ? sessionStorage.setItem(KEY, value)",
         "(value ? (localStorage.setItem(KEY, value), sessionStorage.setItem(KEY, value))",
         REFUSED + "test_a_key_is_asked_for_and_kept_in_the_tab_only",
+    ),
+    api(
+        "a browser that keeps nothing has the key until the page is closed",
+        "    try { given ??= sessionStorage.getItem(KEY); } catch { /* forbidden */ }\n",
+        "    given ??= sessionStorage.getItem(KEY);\n",
+        CHAT + "test_a_browser_that_keeps_nothing_has_a_chat",
+    ),
+    conversation(
+        "calls that are broken are left out",
+        " && areNamed(answer.calls ?? [])",
+        "",
+        CHAT + "test_a_kept_conversation_that_is_broken_is_left_out",
+    ),
+    main(
+        "an address that names no view shows the chat",
+        "!Object.hasOwn(TITLES, name)",
+        "!(name in TITLES)",
+        CHAT + "test_an_address_that_names_no_view_shows_the_chat",
+    ),
+    html(
+        "what can be no key is not taken",
+        ' pattern="\\s*[!-~]*\\s*"',
+        "",
+        PAGE + "TestKey::test_what_can_be_no_key_is_not_taken",
     ),
     chat(
         "one answer runs at a time",

@@ -393,13 +393,35 @@ class TestChat:
         server.allow(1)  # the step that was under way
         expect(seat.facts).to_have_text(re.compile("^stopped"))
 
-    @pytest.mark.parametrize("kept", ["nonsense", '[{"question": 1}]', '[{"question": "x", "answer": {}}]', "{}"])
+    BROKEN = (
+        *("nonsense", '[{"question": 1}]', '[{"question": "x", "answer": {}}]', "{}"),
+        '[{"question": "x", "answer": {"text": "", "calls": "none"}}]',
+        '[{"question": "x", "answer": {"text": ""}, "results": [null]}]',
+    )
+
+    @pytest.mark.parametrize("kept", BROKEN)
     def test_a_kept_conversation_that_is_broken_is_left_out(self, seat: Seat, server: Server, kept: str) -> None:
         server.allow("open")
         keep(seat.page, kept)
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
         expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
+
+    def test_a_browser_that_keeps_nothing_has_a_chat(self, seat: Seat, server: Server) -> None:
+        """As Chrome does where cookies are forbidden."""
+        seat.context.add_init_script(
+            """for (const name of ["localStorage", "sessionStorage"]) {
+              Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+            }"""
+        )
+        seat.page.reload()
+        server.allow("open")
+        seat.page.get_by_role("button", name="API key…").click()
+        seat.page.get_by_label("Key", exact=True).fill(KEY)
+        seat.page.keyboard.press("Enter")
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert [one.headers["authorization"] for one in seat.requests if one.method == "POST"] == [f"Bearer {KEY}"]
 
     def test_a_tab_that_is_closed_leaves_the_conversation_to_the_other(self, seat: Seat, server: Server) -> None:
         """It has nothing to keep, whatever it shows."""
@@ -527,6 +549,13 @@ class TestChat:
         expect(seat.facts).to_contain_text("tokens/s")
         assert seat.bodies()[0]["messages"][-1]["content"] == "one\ntwo"
 
+    @pytest.mark.parametrize("name", ["nothing", "constructor"])
+    def test_an_address_that_names_no_view_shows_the_chat(self, seat: Seat, name: str) -> None:
+        seat.page.goto(f"{seat.page.url}#{name}")
+        seat.page.reload()
+        expect(seat.page.get_by_label("Message")).to_be_visible()
+        expect(seat.page).to_have_title("Endstop")
+
     def test_everything_can_be_reached_and_has_a_name(self, seat: Seat, server: Server) -> None:
         server.allow("open")
         seat.ask("hello")
@@ -629,6 +658,28 @@ class TestRefused:
             other.keyboard.press("Escape")
             expect(other.get_by_role("alert").last).to_contain_text("wants an API key")
             seat.context.close()
+
+
+class TestKey:
+    pytestmark = in_browser
+
+    def test_what_can_be_no_key_is_not_taken(self, seat: Seat) -> None:
+        """No header can have it: nothing could be sent at all."""
+        seat.page.get_by_role("button", name="API key…").click()
+        dialog = seat.page.get_by_role("dialog", name="API key")
+        field = dialog.get_by_label("Key", exact=True)
+        field.fill("schl\u00fcssel-\u20ac")
+        field.press("Enter")
+        expect(dialog).to_be_visible()
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(dialog).to_be_hidden()
+        seat.page.get_by_role("button", name="API key…").click()
+        expect(field).to_have_value("")
+        field.fill(f" {KEY} ")  # as it may be copied
+        field.press("Enter")
+        expect(dialog).to_be_hidden()
+        seat.page.get_by_role("button", name="API key…").click()
+        expect(field).to_have_value(KEY)
 
 
 class TestLoading:

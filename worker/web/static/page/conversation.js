@@ -109,7 +109,9 @@ const called = ({ id, name, arguments: text }) => ({ id, type: "function", funct
 function read() {
   try {
     const turns = JSON.parse(localStorage.getItem(NAME));
-    const isWhole = (turn) => typeof turn.question === "string" && typeof turn.answer.text === "string";
+    const areNamed = (list) => Array.isArray(list) && list.every((one) => typeof one.name === "string");
+    const isWhole = ({ question, results, answer }) => [question, answer.text].every((text) => typeof text === "string")
+      && areNamed(results ?? []) && areNamed(answer.calls ?? []);
     return Array.isArray(turns) && turns.every(isWhole) ? turns : null;
   } catch {
     return null; // by another version, or broken
