@@ -377,6 +377,12 @@ MUTATIONS: list[Mutation] = [
         LOOKS + "test_the_tiles_of_operations_fill_their_rows",
     ),
     turn(
+        "an answer without a word is said to be empty",
+        "!hasBegun(answer)) parts",
+        "false) parts",
+        PARTS + "test_an_answer_without_a_word_is_said_to_be_empty",
+    ),
+    turn(
         "a measure that is no number is left out",
         "Number.isFinite(value) && value > 0",
         "value",

@@ -1307,6 +1307,13 @@ class TestParts:
         expect(seat.answer.locator(".calls")).to_contain_text("Calls weather (not complete)")
         expect(seat.answer.locator(".calls pre")).to_have_text('{"city": "Ro')
 
+    def test_an_answer_without_a_word_is_said_to_be_empty(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.ask("<say></say>")
+        expect(seat.facts).to_have_text(re.compile("^an empty answer · 1 token"))
+        seat.ask("<say>Well.</say>")
+        expect(seat.facts).to_have_text(re.compile(r"^\d+ tokens"))
+
     def test_tools_that_are_no_list_are_not_sent(self, seat: Seat) -> None:
         for bad in ("[", "{}", "weather"):
             seat.page.get_by_label("Tools").fill(bad)

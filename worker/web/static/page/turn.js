@@ -167,10 +167,12 @@ function indented(json) {
 }
 
 // What was measured, in words.
-function facts({ state, stopReason, tokens, metrics }) {
+function facts(answer) {
+  const { state, stopReason, tokens, metrics } = answer;
   const isMeasured = (value) => Number.isFinite(value) && value > 0;
   const parts = [];
   if (state === STOPPED) parts.push("stopped");
+  if (state === DONE && !hasBegun(answer)) parts.push("an empty answer");
   if (state === DONE && stopReason === "MAX_TOKENS") parts.push("cut off at the limit of tokens");
   if (tokens) parts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
   if (isMeasured(metrics?.tokensPerS)) parts.push(`${number(metrics.tokensPerS)} tokens/s`);
