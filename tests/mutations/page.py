@@ -11,6 +11,8 @@ history = taking_from("worker/observe/history.py", "tests/observe/test_history.p
 PAGE = "tests/web/test_page.py::"
 CHAT = PAGE + "TestChat::"
 REFUSED = PAGE + "TestRefused::"
+LOADING = PAGE + "TestLoading::"
+COMING_BACK = PAGE + "TestComingBack::"
 NETWORK = PAGE + "TestBadNetwork::"
 BROKEN = PAGE + "TestBrokenAnswers::"
 LOOKS = PAGE + "TestLooks::"
@@ -26,7 +28,8 @@ def script(name: str) -> Taking:
 
 answering, api, chat, conversation = script("answering"), script("api"), script("chat"), script("conversation")
 css = taking_from("worker/web/static/page/page.css", "tests/web/test_page.py")
-markdown, stream, turn = script("markdown"), script("stream"), script("turn")
+html = taking_from("worker/web/static/page/index.html", "tests/web/test_page.py")
+main, markdown, stream, turn = script("main"), script("markdown"), script("stream"), script("turn")
 
 MUTATIONS: list[Mutation] = [
     page(
@@ -133,6 +136,25 @@ MUTATIONS: list[Mutation] = [
         NETWORK + "test_a_request_that_gets_no_answer_is_sent_four_times",
     ),
     answering(
+        "what is asked while the model is loading is sent when it is ready",
+        'error.code === "LOADING"',
+        'error.code === "NEVER"',
+        LOADING + "test_what_is_asked_is_sent_when_it_is_there",
+    ),
+    answering(
+        "Stop ends the waiting for the model",
+        "AbortSignal.any([this.#leaving.signal, this.#stopping.signal])",
+        "this.#leaving.signal",
+        LOADING + "test_stop_ends_the_waiting",
+    ),
+    answering(
+        "what was stopped while the model was loading is not sent",
+        "          if (this.#isStopAsked) return null;\n",
+        "",
+        LOADING + "test_stop_ends_the_waiting",
+        LOADING + "test_stop_while_it_is_asked_ends_it_too",
+    ),
+    answering(
         "an answer that nobody wants any more is cancelled",
         "cancelJob(this.answer.jobId).catch(() => {});\n    this.#leaving",
         "{}\n    this.#leaving",
@@ -149,6 +171,30 @@ MUTATIONS: list[Mutation] = [
         "(value ? sessionStorage.setItem(KEY, value)",
         "(value ? (localStorage.setItem(KEY, value), sessionStorage.setItem(KEY, value))",
         REFUSED + "test_a_key_is_asked_for_and_kept_in_the_tab_only",
+    ),
+    api(
+        "a browser that keeps nothing has the key until the page is closed",
+        "    try { given ??= sessionStorage.getItem(KEY); } catch { /* forbidden */ }\n",
+        "    given ??= sessionStorage.getItem(KEY);\n",
+        CHAT + "test_a_browser_that_keeps_nothing_has_a_chat",
+    ),
+    conversation(
+        "calls that are broken are left out",
+        " && areNamed(answer.calls ?? [])",
+        "",
+        CHAT + "test_a_kept_conversation_that_is_broken_is_left_out",
+    ),
+    main(
+        "an address that names no view shows the chat",
+        "!Object.hasOwn(TITLES, name)",
+        "!(name in TITLES)",
+        CHAT + "test_an_address_that_names_no_view_shows_the_chat",
+    ),
+    html(
+        "what can be no key is not taken",
+        ' pattern="\\s*[!-~]*\\s*"',
+        "",
+        PAGE + "TestKey::test_what_can_be_no_key_is_not_taken",
     ),
     chat(
         "one answer runs at a time",
@@ -186,6 +232,30 @@ MUTATIONS: list[Mutation] = [
         "    this.#running = null;\n    const { turns }",
         CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
     ),
+    chat(
+        "a page that comes back shows what is kept now",
+        "      if (!persisted) return;\n",
+        "      return;\n",
+        COMING_BACK + "test_it_shows_what_is_kept_now",
+    ),
+    chat(
+        "a page that comes back reads what runs",
+        "      this.#takeOver();\n      this.#resume();\n",
+        "      this.#takeOver();\n",
+        COMING_BACK + "test_an_answer_that_runs_is_read",
+    ),
+    conversation(
+        "what could not be kept is not given up for what is",
+        "    if (!this.#isKept) return false;\n",
+        "",
+        COMING_BACK + "test_what_could_not_be_kept_is_not_lost",
+    ),
+    conversation(
+        "an answer that has ended in another tab is taken from there",
+        "return ![DONE, STOPPED].includes(found.answer.state);",
+        "return true;",
+        CHAT + "test_an_answer_that_has_ended_in_another_tab_is_taken_from_there",
+    ),
     conversation(
         "a page that goes away writes nothing that it has written before",
         "if (this.#timer !== null) this.#write();",
@@ -206,13 +276,13 @@ MUTATIONS: list[Mutation] = [
     ),
     conversation(
         "an answer that grows here is not taken from another tab",
-        "if (place >= 0 && isSame(",
-        "if (false && isSame(",
+        "if (place >= 0 && isSameAndRuns(",
+        "if (false && isSameAndRuns(",
         CHAT + "test_an_answer_that_another_tab_has_an_older_part_of_goes_on",
     ),
     conversation(
         "an answer that another tab has cleared does not come back",
-        "if (place >= 0 && isSame(found[place], this.turns[place]))",
+        "if (place >= 0 && isSameAndRuns(found[place], this.turns[place]))",
         "if (place >= 0)",
         CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
     ),
@@ -259,6 +329,30 @@ MUTATIONS: list[Mutation] = [
         MARKDOWN + "test_a_text_that_grows_is_shown_as_the_whole_would_be",
     ),
     markdown(
+        "the items of a list that grows stay",
+        "if (grown?.list && ",
+        "if (false && ",
+        MARKDOWN + "test_a_list_that_grows_keeps_its_items",
+    ),
+    markdown(
+        "a paragraph is searched once by each rule",
+        "if (rule.match !== null && !(rule.match?.index >= end)) {",
+        "{",
+        MARKDOWN + "test_a_paragraph_is_searched_once",
+    ),
+    css(
+        "a paragraph begins at the side of its language",
+        "{ unicode-bidi: plaintext; }",
+        "{}",
+        LOOKS + "test_what_is_read_from_the_right_stands_there",
+    ),
+    css(
+        "code begins at the left",
+        ".code { direction: ltr; }\n",
+        "",
+        LOOKS + "test_what_is_read_from_the_right_stands_there",
+    ),
+    markdown(
         "quotes stand in each other to a limit",
         "if (canNest && QUOTE",
         "if (QUOTE",
@@ -281,6 +375,12 @@ MUTATIONS: list[Mutation] = [
         ".tiles { grid-template-columns: repeat(3,",
         ".tiles { grid-template-columns: repeat(5,",
         LOOKS + "test_the_tiles_of_operations_fill_their_rows",
+    ),
+    turn(
+        "an answer without a word is said to be empty",
+        "!hasBegun(answer)) parts",
+        "false) parts",
+        PARTS + "test_an_answer_without_a_word_is_said_to_be_empty",
     ),
     turn(
         "a measure that is no number is left out",

@@ -2,17 +2,18 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from tests.support.apps import app_in_process
-from tests.support.browser import check_script, chromium, needs_chromium
+from tests.support.browser import CHROMIUM, QUIET, check_script, chromium, needs_chromium
 from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.npm import installed, needs_npm
 from tests.support.servers import Server, running_server
@@ -57,6 +58,15 @@ def speaking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
     """Whose model says what it is asked to."""
     env = LIMITS | {"ENDSTOP_MAX_CONTEXT": "4096", "GATED_TEMPLATE": "QWEN3"}
     with running_server(tmp_path_factory.mktemp("speaking"), env=env) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def loading_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Whose model never comes."""
+    env = LIMITS | {"GATED_LOAD_S": "300"}
+    with running_server(tmp_path_factory.mktemp("loading"), env=env, wait=False) as server:
+        server.wait_ready("/health")
         yield server
 
 
@@ -384,13 +394,35 @@ class TestChat:
         server.allow(1)  # the step that was under way
         expect(seat.facts).to_have_text(re.compile("^stopped"))
 
-    @pytest.mark.parametrize("kept", ["nonsense", '[{"question": 1}]', '[{"question": "x", "answer": {}}]', "{}"])
+    BROKEN = (
+        *("nonsense", '[{"question": 1}]', '[{"question": "x", "answer": {}}]', "{}"),
+        '[{"question": "x", "answer": {"text": "", "calls": "none"}}]',
+        '[{"question": "x", "answer": {"text": ""}, "results": [null]}]',
+    )
+
+    @pytest.mark.parametrize("kept", BROKEN)
     def test_a_kept_conversation_that_is_broken_is_left_out(self, seat: Seat, server: Server, kept: str) -> None:
         server.allow("open")
         keep(seat.page, kept)
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
         expect(seat.page.get_by_role("article", name="Question")).to_have_count(1)
+
+    def test_a_browser_that_keeps_nothing_has_a_chat(self, seat: Seat, server: Server) -> None:
+        """As Chrome does where cookies are forbidden."""
+        seat.context.add_init_script(
+            """for (const name of ["localStorage", "sessionStorage"]) {
+              Object.defineProperty(window, name, { get() { throw new DOMException("", "SecurityError"); } });
+            }"""
+        )
+        seat.page.reload()
+        server.allow("open")
+        seat.page.get_by_role("button", name="API key…").click()
+        seat.page.get_by_label("Key", exact=True).fill(KEY)
+        seat.page.keyboard.press("Enter")
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert [one.headers["authorization"] for one in seat.requests if one.method == "POST"] == [f"Bearer {KEY}"]
 
     def test_a_tab_that_is_closed_leaves_the_conversation_to_the_other(self, seat: Seat, server: Server) -> None:
         """It has nothing to keep, whatever it shows."""
@@ -480,6 +512,23 @@ class TestChat:
         server.allow("open")
         expect(seat.facts).to_contain_text("tokens/s")
 
+    def test_an_answer_that_has_ended_in_another_tab_is_taken_from_there(self, seat: Seat, server: Server) -> None:
+        """This one may have been still for so long that the server has forgotten the end."""
+        other = seat.context.new_page()
+        other.goto(server.url)
+        seat.ask("hello")
+        server.allow(2)
+        expect(other.locator(".answer-text")).to_have_text("ab")
+        other.evaluate(
+            """() => {
+              const [turn] = JSON.parse(localStorage['endstop.conversation']);
+              Object.assign(turn.answer, { text: "abc", state: "done" });
+              localStorage['endstop.conversation'] = JSON.stringify([turn]);
+            }"""
+        )
+        expect(seat.text).to_have_text("abc")
+        expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
+
     def test_who_has_scrolled_up_is_left_there(self, seat: Seat, server: Server) -> None:
         seat.page.set_viewport_size({"width": 320, "height": 420})
         log = seat.page.get_by_role("log")
@@ -500,6 +549,13 @@ class TestChat:
         seat.page.keyboard.press("Enter")
         expect(seat.facts).to_contain_text("tokens/s")
         assert seat.bodies()[0]["messages"][-1]["content"] == "one\ntwo"
+
+    @pytest.mark.parametrize("name", ["nothing", "constructor"])
+    def test_an_address_that_names_no_view_shows_the_chat(self, seat: Seat, name: str) -> None:
+        seat.page.goto(f"{seat.page.url}#{name}")
+        seat.page.reload()
+        expect(seat.page.get_by_label("Message")).to_be_visible()
+        expect(seat.page).to_have_title("Endstop")
 
     def test_everything_can_be_reached_and_has_a_name(self, seat: Seat, server: Server) -> None:
         server.allow("open")
@@ -603,6 +659,161 @@ class TestRefused:
             other.keyboard.press("Escape")
             expect(other.get_by_role("alert").last).to_contain_text("wants an API key")
             seat.context.close()
+
+
+class TestKey:
+    pytestmark = in_browser
+
+    def test_what_can_be_no_key_is_not_taken(self, seat: Seat) -> None:
+        """No header can have it: nothing could be sent at all."""
+        seat.page.get_by_role("button", name="API key…").click()
+        dialog = seat.page.get_by_role("dialog", name="API key")
+        field = dialog.get_by_label("Key", exact=True)
+        field.fill("schl\u00fcssel-\u20ac")
+        field.press("Enter")
+        expect(dialog).to_be_visible()
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(dialog).to_be_hidden()
+        seat.page.get_by_role("button", name="API key…").click()
+        expect(field).to_have_value("")
+        field.fill(f" {KEY} ")  # as it may be copied
+        field.press("Enter")
+        expect(dialog).to_be_hidden()
+        seat.page.get_by_role("button", name="API key…").click()
+        expect(field).to_have_value(KEY)
+
+
+class TestLoading:
+    """A server that says that its model is not there yet."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def waiting(self, browser: Browser, loading_server: Server) -> Iterator[Seat]:
+        """Somebody who has asked it and waits."""
+        seat = Seat(browser, loading_server.url)
+        seat.page.clock.install()
+        expect(seat.page.locator("#server")).to_have_text("loading the model…")
+        seat.ask("hello")
+        expect(seat.answer.get_by_role("status")).to_have_text(re.compile("^The model is still loading"))
+        seat.page.clock.pause_at(seat.page.evaluate("Date.now()") / 1000 + 0.1)
+        yield seat
+        seat.context.close()
+
+    def test_what_is_asked_is_sent_when_it_is_there(self, waiting: Seat, server: Server) -> None:
+        with waiting.page.expect_response("**/v1/jobs"):  # asked again, and it is loading still
+            waiting.page.clock.run_for(2000)
+        expect(waiting.answer.get_by_role("status")).to_have_text(re.compile("^The model is still loading"))
+        waiting.page.route("**/v1/jobs{,/**}", to_server(server))
+        server.allow("open")
+        waiting.page.clock.run_for(2000)
+        waiting.page.clock.resume()
+        expect(waiting.facts).to_contain_text("tokens/s")
+        keys = [one.headers["idempotency-key"] for one in waiting.requests if one.method == "POST"]
+        assert len(keys) >= 3
+        assert len(set(keys)) == 1
+
+    def test_stop_ends_the_waiting(self, waiting: Seat) -> None:
+        waiting.page.get_by_role("button", name="Stop").click()
+        waiting.page.clock.run_for(100)  # to the next frame
+        expect(waiting.facts).to_have_text("stopped")
+        expect(waiting.page.get_by_label("Message")).to_be_focused()
+        num_sent = len(waiting.bodies())
+        waiting.page.clock.run_for(60_000)
+        assert len(waiting.bodies()) == num_sent
+        assert waiting.answer.get_by_role("status").text_content() == ""
+
+    def test_stop_while_it_is_asked_ends_it_too(self, waiting: Seat) -> None:
+        held: list[Route] = []
+        waiting.page.route("**/v1/jobs", lambda route: held.append(route))
+        with waiting.page.expect_request("**/v1/jobs"):
+            waiting.page.clock.run_for(2000)
+        waiting.page.clock.resume()
+        waiting.page.get_by_role("button", name="Stop").click()
+        expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
+        [route] = held
+        route.continue_()
+        expect(waiting.facts).to_have_text("stopped")
+
+
+def to_server(server: Server) -> Callable[[Route], None]:
+    """Has another server answer."""
+    return lambda route: route.continue_(url=server.url + urlsplit(route.request.url).path)
+
+
+class TestComingBack:
+    """To a page that the browser has kept as it was, while somebody looked at another one."""
+
+    pytestmark = in_browser
+
+    @pytest.fixture
+    def seat(self, browser: Browser, server: Server) -> Iterator[Seat]:
+        """In a browser that keeps pages, as Playwright's do not by themselves."""
+        keeping = browser.browser_type.launch(
+            executable_path=CHROMIUM, args=QUIET, ignore_default_args=["--disable-back-forward-cache"]
+        )
+        seat = Seat(keeping, server.url)
+        # Chromium tells it afterwards what was written meanwhile. Not every browser does.
+        seat.context.add_init_script("addEventListener('storage', (event) => event.stopImmediatePropagation())")
+        seat.page.reload()
+        yield seat
+        keeping.close()
+        assert seat.complaints == []
+
+    @contextmanager
+    def away(self, seat: Seat) -> Iterator[Page]:
+        """Another tab with the page, while the first shows something else."""
+        seat.page.get_by_label("Message").fill("unsent")
+        home = seat.page.url
+        seat.page.get_by_role("link", name="API", exact=True).click()
+        expect(seat.page.get_by_text("/v1/chat/completions").first).to_be_visible()
+        other = seat.context.new_page()
+        other.goto(home)
+        yield other
+        leave(other)
+        seat.page.evaluate("history.back()")
+        expect(seat.page.get_by_label("Message")).to_have_value("unsent")  # it was not loaded again
+
+    def test_it_shows_what_is_kept_now(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("2")
+        seat.ask("one")
+        expect(seat.facts).to_contain_text("tokens/s")
+        with self.away(seat) as other:
+            other.get_by_label("Message").fill("two")
+            other.get_by_label("Message").press("Enter")
+            expect(other.locator(".facts").last).to_contain_text("tokens/s")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["one", "two"])
+        expect(seat.facts).to_contain_text("tokens/s")
+
+    def test_an_answer_that_runs_is_read(self, seat: Seat, server: Server) -> None:
+        with self.away(seat) as other:
+            other.get_by_label("Message").fill("hello")
+            other.get_by_label("Message").press("Enter")
+            server.allow(2)
+            expect(other.locator(".answer-text")).to_have_text("ab")
+        server.allow(2)
+        expect(seat.text).to_have_text("abcd")
+
+    def test_an_answer_that_was_read_goes_on(self, seat: Seat, server: Server) -> None:
+        seat.ask("hello")
+        server.allow(2)
+        expect(seat.text).to_have_text("ab")
+        with self.away(seat):
+            server.allow(2)
+        server.allow(2)
+        expect(seat.text).to_have_text("abcdef")
+        server.allow("open")
+        expect(seat.facts).to_contain_text("tokens/s")
+
+    def test_what_could_not_be_kept_is_not_lost(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.evaluate("localStorage.x = 'x'.repeat(5 * 2 ** 20 - 100)")  # of 5 MiB
+        seat.ask("hello")
+        expect(seat.facts).to_contain_text("tokens/s")
+        with self.away(seat):
+            pass
+        expect(seat.page.get_by_role("article", name="Question")).to_have_text(["hello"])
 
 
 class TestBadNetwork:
@@ -853,6 +1064,27 @@ class TestLooks:
         assert seat.complaints == []
         seat.context.close()
 
+    def test_what_is_read_from_the_right_stands_there(self, seat: Seat) -> None:
+        right, left = "\u05e9\u05dc\u05d5\u05dd", "peace"
+        show_answer(seat.page, f"{right}!\n\n{left}!\n\n- {right}\n\n> {right}\n\n```\ncode\n```")
+        where = """one => {
+          const range = document.createRange();
+          range.selectNodeContents(one);
+          const [text, place] = [range.getBoundingClientRect(), one.getBoundingClientRect()];
+          return text.left - place.left > place.right - text.right ? "right" : "left";
+        }"""
+        places = [one.evaluate(where) for one in seat.text.locator("p, li, code").all()]
+        assert places == ["right", "left", "right", "right", "left"]
+        # The mark of an item stands before it, and so does the line of a quote.
+        styles = "one => [getComputedStyle(one).paddingRight, getComputedStyle(one).borderRightWidth]"
+        assert seat.text.locator("ul").evaluate(styles)[0] != "0px"
+        assert seat.text.locator("blockquote").evaluate(styles)[1] == "3px"
+        assert seat.text.locator("pre").evaluate("one => getComputedStyle(one).direction") == "ltr"
+        for name in ("Message", "System prompt"):
+            field = seat.page.get_by_label(name)
+            field.fill(right)
+            assert field.evaluate("one => getComputedStyle(one).direction") == "rtl"
+
     @pytest.mark.parametrize("width", [375, 700, 1000, 1400])
     def test_the_tiles_of_operations_fill_their_rows(self, seat: Seat, width: int) -> None:
         seat.page.set_viewport_size({"width": width, "height": 740})
@@ -1075,6 +1307,13 @@ class TestParts:
         seat.ask(f'<say>{begin}me"}}}}\n</tool_call></say>')
         expect(seat.answer.locator(".calls")).to_contain_text("Calls weather (not complete)")
         expect(seat.answer.locator(".calls pre")).to_have_text('{"city": "Ro')
+
+    def test_an_answer_without_a_word_is_said_to_be_empty(self, seat: Seat, speaker: Server) -> None:
+        speaker.allow("open")
+        seat.ask("<say></say>")
+        expect(seat.facts).to_have_text(re.compile("^an empty answer · 1 token"))
+        seat.ask("<say>Well.</say>")
+        expect(seat.facts).to_have_text(re.compile(r"^\d+ tokens"))
 
     def test_tools_that_are_no_list_are_not_sent(self, seat: Seat) -> None:
         for bad in ("[", "{}", "weather"):
@@ -1332,6 +1571,42 @@ class TestMarkdown:
             texts,
         )
         assert differences == []
+
+    def test_a_list_that_grows_keeps_its_items(self, seat: Seat) -> None:
+        """Or an answer in steps, which is one list, would be made anew with each token."""
+        num_made, is_kept = seat.page.evaluate(
+            """async (item) => {
+              const { MarkdownView } = await import("/page/markdown.js");
+              const make = document.createElement;
+              let numMade = 0;
+              document.createElement = (tag) => { numMade++; return make.call(document, tag); };
+              const growing = new MarkdownView(make.call(document, "div"));
+              growing.text = item;
+              const first = growing.element.querySelector("li");
+              for (let num = 2; num <= 100; num++) growing.text = item.repeat(num);
+              document.createElement = make;
+              return [numMade, first.isConnected || growing.element.contains(first)];
+            }""",
+            "1. **Step**\n\n   ```py\n   x\n   ```\n",
+        )
+        assert is_kept
+        assert num_made < 100 * 20  # and 50,000 if each were made each time
+
+    def test_a_paragraph_is_searched_once(self, seat: Seat) -> None:
+        """Not once for each word that is set apart in it."""
+        num_searches = seat.page.evaluate(
+            """async (text) => {
+              const { inline } = await import("/page/markdown.js");
+              const exec = RegExp.prototype.exec;
+              let num = 0;
+              RegExp.prototype.exec = function (text) { num++; return exec.call(this, text); };
+              inline(text);
+              RegExp.prototype.exec = exec;
+              return num;
+            }""",
+            "a **b** `c` " * 100,
+        )
+        assert num_searches < 500  # of 300 words, each rule's own; 3,200 if all rules began again behind each
 
     def test_no_text_takes_long(self, seat: Seat) -> None:
         """Of what is not Markdown after all, however much of it there is."""

@@ -20,7 +20,7 @@ const ADVICE = {
 };
 
 export class Answering {
-  #isStopAsked = false;
+  #stopping = new AbortController();
   #leaving = new AbortController();
 
   // answer: of the conversation. onChange: called with what is going on, in words, or "".
@@ -33,7 +33,8 @@ export class Answering {
   async run(body) {
     try {
       this.answer.jobId ??= await this.#create(body);
-      await this.#read();
+      if (this.answer.jobId) await this.#read();
+      else this.answer.state = STOPPED;
     } catch (error) {
       if (this.#leaving.signal.aborted) return;
       if (error instanceof Refused && error.status === 401) throw error;
@@ -48,7 +49,7 @@ export class Answering {
 
   // End the work on the server. The end comes as an event, as every other.
   stop() {
-    this.#isStopAsked = true;
+    this.#stopping.abort();
     this.onChange("Stopping…");
     if (this.answer.jobId) this.#cancel();
   }
@@ -59,7 +60,12 @@ export class Answering {
     this.#leaving.abort();
   }
 
+  get #isStopAsked() {
+    return this.#stopping.signal.aborted;
+  }
+
   // The request is sent again under the same name, so that an answer that was lost on its way does not make two jobs.
+  // Returns its id; null: it was to stop while the model was loading, and there is none.
   async #create(body) {
     const name = newName();
     this.onChange("Sending…");
@@ -67,12 +73,24 @@ export class Answering {
       try {
         return await createJob(body, name, this.#leaving.signal);
       } catch (error) {
-        if (error instanceof Refused || this.#leaving.signal.aborted) throw error;
+        if (this.#leaving.signal.aborted) throw error;
+        if (error instanceof Refused && error.code === "LOADING") {
+          tries = 0; // it can be reached, and says itself when it will not be ready
+          if (!this.#isStopAsked) await this.#wait("The model is still loading; this is sent when it is ready…", 1000 * (error.retryAfterS ?? 2));
+          if (this.#isStopAsked) return null;
+          continue;
+        }
+        if (error instanceof Refused) throw error;
         if (tries === TRIES || this.#isStopAsked) throw new Refused(0, "", "The server cannot be reached. Check the connection, then try again.");
-        this.onChange("The server does not answer; trying again…");
-        await pause(500 * 2 ** tries, this.#leaving.signal);
+        await this.#wait("The server does not answer; trying again…", 500 * 2 ** tries);
       }
     }
+  }
+
+  // Stop ends it.
+  async #wait(status, ms) {
+    this.onChange(status);
+    await pause(ms, AbortSignal.any([this.#leaving.signal, this.#stopping.signal])).catch(() => {});
   }
 
   async #read() {

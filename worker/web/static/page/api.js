@@ -15,10 +15,18 @@ export class Refused extends Error {
   }
 }
 
-// The key lives as long as the tab: whoever opens this browser tomorrow does not have it.
+// The key lives as long as the tab: whoever opens this browser tomorrow does not have it. In a browser that keeps nothing,
+// as long as the page.
+let given = null;
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+  get() {
+    try { given ??= sessionStorage.getItem(KEY); } catch { /* forbidden */ }
+    return given ?? "";
+  },
+  set(value) {
+    given = value;
+    try { (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)); } catch { /* forbidden */ }
+  },
 };
 
 // Throws Refused for every answer that is no success, and what `fetch` throws if there is none.

@@ -38,9 +38,20 @@ export class Chat {
       this.#isFollowing = log.scrollHeight - log.scrollTop - log.clientHeight < AT_END_PX;
     });
     for (const turn of this.#conversation.turns) this.#show(turn);
-    const last = this.#conversation.turns.at(-1);
-    if (last?.answer.state === RUNNING) this.#goOn(last);
+    // Out of the browser's cache of pages: it was still while other tabs went on.
+    addEventListener("pageshow", ({ persisted }) => {
+      if (!persisted) return;
+      this.#takeOver();
+      this.#resume();
+    });
+    this.#resume();
     this.#showState();
+  }
+
+  // Read an answer that runs and that nobody reads here.
+  #resume() {
+    const last = this.#conversation.turns.at(-1);
+    if (!this.#running && last?.answer.state === RUNNING) this.#goOn(last);
   }
 
   #send() {

@@ -15,6 +15,7 @@ export const FAILED = "failed";
 
 export class Conversation {
   #timer = null;
+  #isKept = true; // as far as was tried
 
   // onElsewhere(): another tab has written, and `takeOver` may be called.
   constructor(onElsewhere) {
@@ -28,12 +29,13 @@ export class Conversation {
   }
 
   // Have the turns that another tab has written; those that are the same stay the same objects. Not if the turn of the
-  // `running` answer is among them: that one grows here, and what the other tab has of it is older.
-  // Returns whether they were taken.
+  // `running` answer is among them: that one grows here, and what the other tab has of it is older, unless it is the whole.
+  // Not either if what is here is kept nowhere else. Returns whether they were taken.
   takeOver(running) {
+    if (!this.#isKept) return false;
     const found = read() ?? [];
     const place = this.turns.findIndex(({ answer }) => answer === running);
-    if (place >= 0 && isSame(found[place], this.turns[place])) return false;
+    if (place >= 0 && isSameAndRuns(found[place], this.turns[place])) return false;
     let same = 0;
     while (same < found.length && JSON.stringify(found[same]) === JSON.stringify(this.turns[same])) same++;
     this.turns = [...this.turns.slice(0, same), ...found.slice(same)];
@@ -83,7 +85,10 @@ export class Conversation {
     this.#timer = null;
     try {
       localStorage.setItem(NAME, JSON.stringify(this.turns));
-    } catch { /* full, or a browser that keeps nothing: the page works on without */ }
+      this.#isKept = true;
+    } catch {
+      this.#isKept = false; // full, or a browser that keeps nothing: the page works on without
+    }
   }
 }
 
@@ -93,9 +98,10 @@ export function newAnswer() {
   };
 }
 
-// Whether a turn that another tab has written is this one, which may have got its job since.
-function isSame(found, { question, answer }) {
-  return found?.question === question && [null, answer.jobId].includes(found.answer.jobId);
+// Whether a turn that another tab has written is this one, which may have got its job since, and has not ended there.
+function isSameAndRuns(found, { question, answer }) {
+  if (found?.question !== question || ![null, answer.jobId].includes(found.answer.jobId)) return false;
+  return ![DONE, STOPPED].includes(found.answer.state);
 }
 
 const called = ({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } });
@@ -103,7 +109,9 @@ const called = ({ id, name, arguments: text }) => ({ id, type: "function", funct
 function read() {
   try {
     const turns = JSON.parse(localStorage.getItem(NAME));
-    const isWhole = (turn) => typeof turn.question === "string" && typeof turn.answer.text === "string";
+    const areNamed = (list) => Array.isArray(list) && list.every((one) => typeof one.name === "string");
+    const isWhole = ({ question, results, answer }) => [question, answer.text].every((text) => typeof text === "string")
+      && areNamed(results ?? []) && areNamed(answer.calls ?? []);
     return Array.isArray(turns) && turns.every(isWhole) ? turns : null;
   } catch {
     return null; // by another version, or broken

@@ -15,7 +15,7 @@ new Chat();
 
 function showView() {
   const name = location.hash.slice(1) || "chat";
-  if (!(name in TITLES)) return; // the link that skips to the content
+  if (!Object.hasOwn(TITLES, name)) return; // the link that skips to the content
   for (const view of Object.keys(TITLES)) {
     byId(`${view}-view`).hidden = view !== name;
     document.querySelector(`a[href="#${view}"]`).toggleAttribute("aria-current", view === name);

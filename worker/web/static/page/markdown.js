@@ -1,8 +1,8 @@
 // What models write, as elements: the common part of Markdown. Law: text becomes text nodes. Nothing of it is read as
 // markup, no image is loaded, and a link goes to http, https or mail, or is no link.
 //
-// `MarkdownView` shows a text that grows: what stands before the last block stays as it is, so that a selection in it
-// lasts and a long answer costs no more per token than a short one. A text that cannot be read as Markdown is shown as
+// `MarkdownView` shows a text that grows: what stands before the last block, or the last item of a list, stays as it is,
+// so that a selection in it lasts and a long answer costs little more per token than a short one. A text that cannot be read as Markdown is shown as
 // it is: whatever a model writes, the page goes on.
 
 import { make } from "./dom.js";
@@ -39,19 +39,33 @@ export class MarkdownView {
   }
 
   #show(text) {
-    const found = blocks(text);
-    let same = 0;
-    while (same < found.length && found[same].source === this.#shown[same]?.source) same++;
-    for (const block of this.#shown.splice(same)) block.element.remove();
-    for (const block of found.slice(same)) {
-      const element = block.make();
-      this.element.append(element);
-      this.#shown.push({ source: block.source, element });
-    }
+    show(this.element, this.#shown, blocks(text));
   }
 }
 
-// The blocks of a text, each with its source and how it is made. depth: how many quotes and lists it stands in.
+// Have an element show what was found in its text. `shown` is what it shows: as much of it as is the same stays, and
+// of a list that has grown so do its items.
+function show(element, shown, found) {
+  let same = 0;
+  while (same < found.length && found[same].source === shown[same]?.source) same++;
+  const grown = shown[same];
+  if (grown?.list && grown.list === found[same]?.list) {
+    grown.source = found[same].source;
+    show(grown.element, grown.items, found[same].items);
+    same++;
+  }
+  for (const block of shown.splice(same)) block.element.remove();
+  for (const block of found.slice(same)) {
+    const { source, list, items } = block;
+    const one = { source, list, items: [], element: block.make() };
+    if (items) show(one.element, one.items, items);
+    element.append(one.element);
+    shown.push(one);
+  }
+}
+
+// The blocks of a text, each with its source and how it is made: a list as an empty one, with what it has to show.
+// depth: how many quotes and lists it stands in.
 function blocks(text, depth = 0) {
   const lines = text.split("\n");
   const found = [];
@@ -60,14 +74,14 @@ function blocks(text, depth = 0) {
       i++;
       continue;
     }
-    const [end, build] = block(lines, i, depth);
-    found.push({ source: `${build.name} ${lines.slice(i, end).join("\n")}`, make: build });
+    const [end, build, more] = block(lines, i, depth);
+    found.push({ source: `${build.name} ${lines.slice(i, end).join("\n")}`, make: build, ...more });
     i = end;
   }
   return found;
 }
 
-// Where the block that begins at line `start` ends, and how it is made.
+// Where the block that begins at line `start` ends, how it is made, and what `blocks` says more of it.
 function block(lines, start, depth) {
   const line = lines[start];
   const fence = FENCE.exec(line);
@@ -83,11 +97,11 @@ function block(lines, start, depth) {
   if (canNest && QUOTE.test(line)) {
     const end = endWhere(lines, start, (one) => !QUOTE.test(one));
     const inner = lines.slice(start, end).map((one) => one.replace(QUOTE, "")).join("\n");
-    return [end, () => make("blockquote", {}, blocks(inner, depth + 1).map((one) => one.make()))];
+    return [end, () => filled("blockquote", blocks(inner, depth + 1))];
   }
   if (canNest && ITEM.test(line)) {
     const end = endOfList(lines, start);
-    return [end, () => list(lines.slice(start, end), depth + 1)];
+    return [end, ...list(lines.slice(start, end), depth + 1)];
   }
   if (isTable(lines, start)) {
     const end = endWhere(lines, start, (one) => !one.includes("|"));
@@ -168,17 +182,26 @@ function list(lines, depth) {
       own.push(line.slice(Math.min(width, line.length - line.trimStart().length)));
     }
   }
-  const made = items.map((item) => make("li", {}, itemContent(item.lines, depth)));
   const start = parseInt(mark, 10);
-  return Number.isNaN(start) ? make("ul", {}, made) : make("ol", { start: start === 1 ? null : start }, made);
+  const tag = Number.isNaN(start) ? "ul" : "ol";
+  return [
+    () => make(tag, { start: tag === "ul" || start === 1 ? null : start }),
+    { list: `${tag} ${start}`, items: items.map(({ lines: own }) => ({ source: own.join("\n"), make: () => listItem(own, depth) })) },
+  ];
 }
 
 // The first lines of an item stand in it without a paragraph's margins.
-function itemContent(lines, depth) {
-  return blocks(lines.join("\n"), depth).map((one, i) => {
-    const element = one.make();
-    return i === 0 && element.tagName === "P" ? [...element.childNodes] : element;
-  });
+function listItem(lines, depth) {
+  const item = filled("li", blocks(lines.join("\n"), depth));
+  const first = item.firstChild;
+  if (first?.tagName === "P") first.replaceWith(...first.childNodes);
+  return item;
+}
+
+function filled(tag, found) {
+  const element = make(tag);
+  show(element, [], found);
+  return element;
 }
 
 function isTable(lines, i) {
@@ -214,17 +237,22 @@ const INLINE = [
 
 export function inline(text) {
   const made = [];
-  while (text) {
-    const first = INLINE.map(([kind, build]) => ({ match: kind.exec(text), build }))
-      .filter(({ match }) => match)
-      .reduce((best, one) => (best && best.match.index <= one.match.index ? best : one), null);
-    if (!first) return [...made, text];
-    const { match, build } = first;
-    if (match.index) made.push(text.slice(0, match.index));
-    made.push(build(match));
-    text = text.slice(match.index + match[0].length);
+  const next = INLINE.map(([kind, build]) => ({ kind: new RegExp(kind, `${kind.flags}g`), build }));
+  let end = 0;
+  for (;;) {
+    let first = null;
+    for (const rule of next) {
+      if (rule.match !== null && !(rule.match?.index >= end)) { // what stands further on was found before
+        rule.kind.lastIndex = end;
+        rule.match = rule.kind.exec(text);
+      }
+      if (rule.match && !(first?.match.index <= rule.match.index)) first = rule;
+    }
+    made.push(text.slice(end, first?.match.index));
+    if (!first) return made.filter((one) => one !== "");
+    made.push(first.build(first.match));
+    end = first.match.index + first.match[0].length;
   }
-  return made;
 }
 
 function link(text, address) {

@@ -17,7 +17,7 @@ export class TurnView {
     this.onResults = onResults;
     this.question = make("div", { class: "question" });
     // A screen reader reads the answer when it is whole: while it is busy it would be read from its beginning each time.
-    this.body = make("div", { class: "answer-text" });
+    this.body = make("div", { class: "answer-text", dir: "auto" });
     this.markdown = new MarkdownView(this.body);
     this.thought = make("p");
     this.reasoningTitle = make("summary");
@@ -89,7 +89,7 @@ export class TurnView {
     const { calls } = this.turn.answer;
     const fields = calls.map(({ name }, i) => {
       const title = calls.length > 1 ? `Result ${i + 1}: ${name}` : `Result of ${name}`;
-      return make("textarea", { rows: "1", required: true, "aria-label": title, placeholder: title });
+      return make("textarea", { rows: "1", dir: "auto", required: true, "aria-label": title, placeholder: title });
     });
     this.results.append(...fields, make("div", { class: "row" }, make("button", { type: "submit" }, "Send results")));
     this.results.onsubmit = (event) => {
@@ -129,7 +129,7 @@ export class TurnView {
   }
 
   #editQuestion() {
-    const field = make("textarea", { rows: "3", "aria-label": "Question", "aria-describedby": "edit-about" });
+    const field = make("textarea", { rows: "3", dir: "auto", "aria-label": "Question", "aria-describedby": "edit-about" });
     field.value = this.turn.question;
     const close = () => {
       this.#showQuestion();
@@ -167,10 +167,12 @@ function indented(json) {
 }
 
 // What was measured, in words.
-function facts({ state, stopReason, tokens, metrics }) {
+function facts(answer) {
+  const { state, stopReason, tokens, metrics } = answer;
   const isMeasured = (value) => Number.isFinite(value) && value > 0;
   const parts = [];
   if (state === STOPPED) parts.push("stopped");
+  if (state === DONE && !hasBegun(answer)) parts.push("an empty answer");
   if (state === DONE && stopReason === "MAX_TOKENS") parts.push("cut off at the limit of tokens");
   if (tokens) parts.push(`${tokens} token${tokens === 1 ? "" : "s"}`);
   if (isMeasured(metrics?.tokensPerS)) parts.push(`${number(metrics.tokensPerS)} tokens/s`);
