@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import gunicorn
 import pytest
 from click.testing import CliRunner, Result
 
@@ -49,6 +52,21 @@ def test_a_typo_stops_the_start_and_names_the_remedy(arguments: list[str], says:
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code != 0
     assert says in result.output
+
+
+def test_the_versions_are_those_that_run() -> None:
+    lines = CliRunner().invoke(cli, ["--version"]).output.splitlines()
+    assert re.fullmatch(r"endstop \d+\.\d+\.\d+\S*", lines[0])
+    assert f"gunicorn {gunicorn.__version__}" in lines
+    assert f"torch {version('torch')}" in lines
+
+
+def test_what_is_not_installed_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("worker.__main__.version", missing)
+    assert "torch is not installed" in CliRunner().invoke(cli, ["--version"]).output
 
 
 def test_several_problems_stand_below_each_other() -> None:

@@ -6,10 +6,13 @@ for a machine learning library.
 
 import json
 import os
+import platform
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from worker import __version__
 from worker.serve import ServeCommand, given_options
 from worker.serve import serve as become_server
 
@@ -25,7 +28,29 @@ class InOrder(click.Group):
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
 
 
+def _say_versions(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    """What a report of a fault needs. Read from the packages' own notes: nothing is imported."""
+    if not is_asked or context.resilient_parsing:
+        return
+    lines = [f"endstop {__version__}", f"python {platform.python_version()} on {platform.platform()}"]
+    for name in ("torch", "transformers", "flask", "gunicorn", "gevent"):
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name} is not installed")
+    click.echo("\n".join(lines))
+    context.exit()
+
+
 @click.group(cls=InOrder, context_settings=SETTINGS)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_versions,
+    help="Print the versions of Endstop and of what it runs on, and stop.",
+)
 def cli() -> None:
     """Endstop: a streaming LLM worker whose streams always end.
 
