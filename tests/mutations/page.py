@@ -245,6 +245,12 @@ MUTATIONS: list[Mutation] = [
         COMING_BACK + "test_an_answer_that_runs_is_read",
     ),
     conversation(
+        "a conversation that is not kept is said not to be",
+        "    this.onWritten(this.#isKept);\n",
+        "",
+        CHAT + "test_a_conversation_that_there_is_no_room_for_is_not_said_to_be_kept",
+    ),
+    conversation(
         "what could not be kept is not given up for what is",
         "    if (!this.#isKept) return false;\n",
         "",

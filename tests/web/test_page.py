@@ -423,6 +423,33 @@ class TestChat:
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
         assert [one.headers["authorization"] for one in seat.requests if one.method == "POST"] == [f"Bearer {KEY}"]
+        expect(seat.page.get_by_text("it ends with this page")).to_be_visible()
+
+    def test_a_conversation_that_there_is_no_room_for_is_not_said_to_be_kept(self, seat: Seat, server: Server) -> None:
+        server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("5")
+        seat.ask("one")
+        expect(seat.facts).to_contain_text("tokens/s")
+        lost = seat.page.get_by_text("it ends with this page")
+        expect(lost).to_be_hidden()
+        seat.page.evaluate(
+            """() => {
+              let piece = "x".repeat(1 << 20);
+              for (let i = 0; piece; i++) {
+                try { localStorage[`others ${i}`] = piece; } catch { piece = piece.slice(piece.length / 2 + 1); }
+              }
+            }"""
+        )
+        seat.ask("two")
+        expect(seat.facts).to_contain_text("tokens/s")
+        expect(lost).to_be_visible()
+        assert [one["question"] for one in seat.stored()] == ["one"]
+        seat.page.evaluate(
+            "Object.keys(localStorage).forEach((name) => { if (name.startsWith('others')) delete localStorage[name]; })"
+        )
+        seat.ask("three")
+        expect(lost).to_be_hidden()
+        assert [one["question"] for one in seat.stored()] == ["one", "two", "three"]
 
     def test_a_tab_that_is_closed_leaves_the_conversation_to_the_other(self, seat: Seat, server: Server) -> None:
         """It has nothing to keep, whatever it shows."""

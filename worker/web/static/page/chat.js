@@ -11,7 +11,9 @@ import { TurnView } from "./turn.js";
 const AT_END_PX = 80;
 
 export class Chat {
-  #conversation = new Conversation(() => this.#takeOver());
+  #conversation = new Conversation(() => this.#takeOver(), (isKept) => {
+    byId("lost").textContent = isKept ? "" : "This browser has no room to keep the conversation, or keeps nothing: it ends with this page.";
+  });
   #views = new Map(); // by turn
   #running = null;
   #isFollowing = true;

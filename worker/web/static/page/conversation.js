@@ -17,8 +17,10 @@ export class Conversation {
   #timer = null;
   #isKept = true; // as far as was tried
 
-  // onElsewhere(): another tab has written, and `takeOver` may be called.
-  constructor(onElsewhere) {
+  // onElsewhere(): another tab has written, and `takeOver` may be called. onWritten(isKept): what is here is kept, or
+  // could not be.
+  constructor(onElsewhere, onWritten) {
+    this.onWritten = onWritten;
     this.turns = read() ?? [];
     addEventListener("pagehide", () => {
       if (this.#timer !== null) this.#write(); // else another tab may have written since, or cleared it
@@ -89,6 +91,7 @@ export class Conversation {
     } catch {
       this.#isKept = false; // full, or a browser that keeps nothing: the page works on without
     }
+    this.onWritten(this.#isKept);
   }
 }
 
