@@ -182,7 +182,7 @@ def run(block: Block, command: list[str], tree: Path) -> str:
 def start(block: Block, text: str, tree: Path) -> None:
     """Start a server as the block says, wait until it is ready, and end it as a terminal does."""
     port = free_port()
-    command = _PORT.sub(str(port), text)
+    command = _MAKE + _PORT.sub(str(port), text)  # the shell may go on to what stands behind it, when it has ended well
     log = tree / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
