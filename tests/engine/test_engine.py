@@ -753,9 +753,9 @@ def test_queue_timeout() -> None:
     ("num_tokens", "deadlines", "expected"),
     [
         (0, {"first_token_s": 0.02}, "FIRST_TOKEN_TIMEOUT"),
-        (3, {"token_s": 0.3}, "STALLED"),
+        (3, {"token_s": 1.0}, "STALLED"),
         (0, {"total_s": 0.02}, "TIMEOUT"),
-        (3, {"total_s": 0.3}, "TIMEOUT"),  # by then a busy machine has computed them too
+        (3, {"total_s": 1.0}, "TIMEOUT"),  # by then a busy machine has computed them too
     ],
 )
 def test_a_model_that_loses_a_row_meets_its_deadline(
@@ -772,7 +772,7 @@ def test_a_model_that_loses_a_row_meets_its_deadline(
 
 def test_timeout_of_a_request_that_goes_on_and_on() -> None:
     with bench() as b:
-        reply = b.submit([3], replace(PATIENT, total_s=0.05), max_tokens=10**6)
+        reply = b.submit([3], replace(PATIENT, total_s=0.5), max_tokens=10**6)
         assert code(reply) == "TIMEOUT"
         assert reply.sequence.usage.completion_tokens > 0
 
