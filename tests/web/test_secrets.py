@@ -121,7 +121,7 @@ def test_clients_with_a_key_are_served(server: Server, key: str) -> None:
         assert client.status(job_id).job_id == job_id
     with openai.OpenAI(base_url=server.url + "/v1", api_key=key, max_retries=0, timeout=30) as sdk:
         messages: Any = CHAT["messages"]
-        answer = sdk.chat.completions.create(model="endstop-tiny", messages=messages, max_tokens=3)
+        answer = sdk.chat.completions.create(model="endstop-tiny", messages=messages, max_tokens=3, temperature=0)
         assert answer.choices[0].finish_reason == "length"
         assert [one.id for one in sdk.models.list()] == ["endstop-tiny"]
     with Client(server.url, api_key=KEY if key != KEY else OTHER) as other, pytest.raises(UnknownJob):
