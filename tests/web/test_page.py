@@ -1575,6 +1575,7 @@ class TestMarkdown:
         texts = [
             "\n\n".join(text for text, _ in self.CASES),
             "a\n\n```py\nx = '`'\n\n# no\n```\n\n|a|b|\n|-|-|\n|1|`2`|\n\n* x\n\n  y\n* z\n",
+            "|x|\n- a\n- b\n\n|y|\n|-|\n|z|\n",  # no table when its line is a single dash, nor later
         ]
         differences = seat.page.evaluate(
             """async (texts) => {
