@@ -1028,7 +1028,8 @@ class TestOperations:
     def test_it_shows_what_runs_and_how_requests_ended(self, seat: Seat, server: Server) -> None:
         assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 2}).ok
         server.allow("open")
-        server.wait_for(lambda: bool(server.get("/v1/operations").json()["ended"]), "one has ended")
+        server.wait_for(lambda: server.stats()["open"] == 0, "it has ended, and not only those of other tests")
+        server.wait_for(lambda: bool(server.get("/v1/operations").json()["ended"]), "which is told")
         server.post("/gate/close")
         job = server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).json()["job_id"]
         server.wait_for(lambda: server.stats()["running"] == 1, "one runs")
