@@ -156,6 +156,13 @@ def test_an_option_for_the_port_does_not_open_the_server(monkeypatch: pytest.Mon
     assert configure(environ).settings.host == "127.0.0.1"
 
 
+def test_keys_that_come_with_a_reload_do_not_open_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "endstop.toml").write_text("max_slots = 2\n")
+    environ = became(monkeypatch, "--config", str(tmp_path / "endstop.toml"), "--port", str(free_port()))
+    (tmp_path / "endstop.toml").write_text(f'api_keys = "{KEYS["ENDSTOP_API_KEYS"]}"\n')
+    assert configure(environ).settings.host == "127.0.0.1"
+
+
 def test_a_host_in_the_file_is_read_from_there_again_for_a_reload(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

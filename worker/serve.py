@@ -73,8 +73,10 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
-    if configure(environ).settings.host != configuration.settings.host:
-        # Of --port it cannot see that no platform has set it. Else the host is left to the file, for a reload.
+    is_of_file = "host" in configuration.origins and configuration.origins["host"] == configuration.settings.config
+    if configure(environ).settings.host != configuration.settings.host or ("port" in options and not is_of_file):
+        # Of --port it cannot see that no platform has set it: with keys, which the file may have one day, it would open
+        # the server to all. A host of the file is left to the file, for a reload.
         environ["ENDSTOP_HOST"] = configuration.settings.host
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
     os.execve(sys.executable, command, environ)

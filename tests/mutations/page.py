@@ -258,9 +258,15 @@ MUTATIONS: list[Mutation] = [
     ),
     conversation(
         "an answer that has ended in another tab is taken from there",
-        "return ![DONE, STOPPED].includes(found.answer.state);",
+        "return state === RUNNING || (state === FAILED && jobId !== null);",
         "return true;",
         CHAT + "test_an_answer_that_has_ended_in_another_tab_is_taken_from_there",
+    ),
+    conversation(
+        "what was given up in another tab is not written over what was asked there instead",
+        "(state === FAILED && jobId !== null)",
+        "state === FAILED",
+        LOADING + "test_who_asks_something_else_in_another_tab_is_not_lost",
     ),
     conversation(
         "a page that goes away writes nothing that it has written before",

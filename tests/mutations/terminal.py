@@ -80,6 +80,12 @@ MUTATIONS: list[Mutation] = [
         "test_an_option_for_the_port_does_not_open_the_server",
     ),
     serve(
+        "nor do keys that the file has later",
+        ' or ("port" in options and not is_of_file)',
+        "",
+        "test_keys_that_come_with_a_reload_do_not_open_the_server",
+    ),
+    serve(
         "the configuration that is printed has no secret",
         '        if setting.metadata["is_secret"]:\n',
         "        if False:\n",

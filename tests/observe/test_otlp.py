@@ -1,6 +1,7 @@
 """What a collector is told of how a request ended."""
 
 import logging
+import os
 import re
 import threading
 import time
@@ -286,8 +287,20 @@ def test_what_is_not_there_is_refused_by_name(environ: dict[str, str], message: 
         open_telemetry(SETTINGS, environ)
 
 
-def test_variables_that_are_empty_are_not_set() -> None:
-    check_telemetry(SETTINGS, dict.fromkeys(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_MAX_QUEUE_SIZE"), ""))
+EMPTY = (
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_METRIC_EXPORT_INTERVAL"),
+    *("OTEL_METRICS_EXEMPLAR_FILTER", "OTEL_TRACES_SAMPLER"),
+)
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_variable_that_is_empty_is_not_set(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As compose makes one of what its own environment has not."""
+    monkeypatch.setenv(name, "")
+    open_telemetry(SETTINGS, os.environ).close(10)
+    assert caplog.messages == []
 
 
 def test_what_is_in_a_bad_address_is_not_repeated() -> None:

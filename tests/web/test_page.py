@@ -417,13 +417,25 @@ class TestChat:
         )
         seat.page.reload()
         server.allow("open")
+        seat.page.get_by_label("Max tokens").fill("5")
         seat.page.get_by_role("button", name="API key…").click()
         seat.page.get_by_label("Key", exact=True).fill(KEY)
         seat.page.keyboard.press("Enter")
+        seat.page.evaluate(
+            """() => {
+              window.timesTold = 0;
+              const lost = document.getElementById("lost");
+              new MutationObserver(() => { timesTold++; }).observe(lost, { childList: true });
+            }"""
+        )
         seat.ask("hello")
         expect(seat.facts).to_contain_text("tokens/s")
         assert [one.headers["authorization"] for one in seat.requests if one.method == "POST"] == [f"Bearer {KEY}"]
         expect(seat.page.get_by_text("it ends with this page")).to_be_visible()
+        seat.ask("again")
+        expect(seat.page.get_by_role("article", name="Question")).to_have_count(2)
+        expect(seat.facts).to_contain_text("tokens/s")
+        assert seat.page.evaluate("timesTold") == 1  # each time would be read aloud again
 
     def test_a_conversation_that_there_is_no_room_for_is_not_said_to_be_kept(self, seat: Seat, server: Server) -> None:
         server.allow("open")
@@ -762,6 +774,20 @@ class TestLoading:
         route.continue_()
         expect(waiting.facts).to_have_text("stopped")
 
+    def test_who_asks_something_else_in_another_tab_is_not_lost(self, waiting: Seat) -> None:
+        """What waits here looks there as if nobody would send it."""
+        other = waiting.context.new_page()
+        other.goto(waiting.page.url)
+        question = other.get_by_label("Message")
+        question.fill("two")
+        question.press("Enter")
+        expect(other.get_by_role("alert")).to_have_text("This was not sent. Try again.")
+        question.press("Enter")
+        expect(waiting.page.get_by_role("article", name="Question")).to_have_text(["hello", "two"])
+        waiting.page.clock.run_for(5000)
+        expect(other.get_by_role("article", name="Question")).to_have_text(["hello", "two"])
+        assert [one["question"] for one in waiting.stored()] == ["hello", "two"]
+
 
 def to_server(server: Server) -> Callable[[Route], None]:
     """Has another server answer."""
@@ -1002,7 +1028,8 @@ class TestOperations:
     def test_it_shows_what_runs_and_how_requests_ended(self, seat: Seat, server: Server) -> None:
         assert server.post("/v1/jobs", {"prompt": "x", "max_tokens": 2}).ok
         server.allow("open")
-        server.wait_for(lambda: bool(server.get("/v1/operations").json()["ended"]), "one has ended")
+        server.wait_for(lambda: server.stats()["open"] == 0, "it has ended, and not only those of other tests")
+        server.wait_for(lambda: bool(server.get("/v1/operations").json()["ended"]), "which is told")
         server.post("/gate/close")
         job = server.post("/v1/jobs", {"prompt": "x", "max_tokens": 9}).json()["job_id"]
         server.wait_for(lambda: server.stats()["running"] == 1, "one runs")
@@ -1575,6 +1602,7 @@ class TestMarkdown:
         texts = [
             "\n\n".join(text for text, _ in self.CASES),
             "a\n\n```py\nx = '`'\n\n# no\n```\n\n|a|b|\n|-|-|\n|1|`2`|\n\n* x\n\n  y\n* z\n",
+            "|x|\n- a\n- b\n\n|y|\n|-|\n|z|\n",  # no table when its line is a single dash, nor later
         ]
         differences = seat.page.evaluate(
             """async (texts) => {

@@ -10,6 +10,7 @@ limit. Nothing becomes global: libraries that look for a tracer find none of our
 """
 
 import logging
+import os
 import ssl
 import threading
 import time
@@ -71,6 +72,9 @@ class Otlp:
             environ: Which of the two is wanted. Everything else of `OTEL_` the SDK reads.
         """
         self._model_name = settings.model_name
+        # By the standard what is empty is not set. The SDK complains of some of them, and ends the process for one.
+        for name in [name for name, value in os.environ.items() if name.startswith("OTEL_") and not value]:
+            del os.environ[name]
         own = {"service.name": NAME, "service.instance.id": worker_name(settings)}
         resource = Resource.create(own).merge(OTELResourceDetector().detect())  # what the environment says wins
         for name in ("trace_exporter", "metric_exporter"):

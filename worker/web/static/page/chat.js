@@ -3,7 +3,7 @@
 import { Refused } from "./api.js";
 import { Answering } from "./answering.js";
 import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
-import { byId, isSent } from "./dom.js";
+import { byId, isSent, setText } from "./dom.js";
 import { askForKey } from "./keydialog.js";
 import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
 import { TurnView } from "./turn.js";
@@ -12,7 +12,7 @@ const AT_END_PX = 80;
 
 export class Chat {
   #conversation = new Conversation(() => this.#takeOver(), (isKept) => {
-    byId("lost").textContent = isKept ? "" : "This browser has no room to keep the conversation, or keeps nothing: it ends with this page.";
+    setText(byId("lost"), isKept ? "" : "This browser has no room to keep the conversation, or keeps nothing: it ends with this page.");
   });
   #views = new Map(); // by turn
   #running = null;

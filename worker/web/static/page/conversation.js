@@ -101,10 +101,12 @@ export function newAnswer() {
   };
 }
 
-// Whether a turn that another tab has written is this one, which may have got its job since, and has not ended there.
+// Whether a turn that another tab has written is this one, which may have got its job since, and has not ended there, nor
+// was given up there as one that nobody sends.
 function isSameAndRuns(found, { question, answer }) {
   if (found?.question !== question || ![null, answer.jobId].includes(found.answer.jobId)) return false;
-  return ![DONE, STOPPED].includes(found.answer.state);
+  const { state, jobId } = found.answer;
+  return state === RUNNING || (state === FAILED && jobId !== null); // to read it has failed there, and not here
 }
 
 const called = ({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } });

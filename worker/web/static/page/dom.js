@@ -27,6 +27,11 @@ function set(element, attributes) {
 
 export const byId = (id) => document.getElementById(id);
 
+// A live region is read again when its text is set again, the same or not.
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 // Whether a key in a field of several lines sends it. Where there is no keyboard but on the glass, Enter is the only way to
 // begin a line.
 export function isSent(event) {

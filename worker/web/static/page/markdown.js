@@ -2,8 +2,8 @@
 // markup, no image is loaded, and a link goes to http, https or mail, or is no link.
 //
 // `MarkdownView` shows a text that grows: what stands before the last block, or the last item of a list, stays as it is,
-// so that a selection in it lasts and a long answer costs little more per token than a short one. A text that cannot be read as Markdown is shown as
-// it is: whatever a model writes, the page goes on.
+// so that a selection in it lasts and a long answer costs little more per token than a short one. A text that cannot be
+// read as Markdown is shown as it is: whatever a model writes, the page goes on.
 
 import { make } from "./dom.js";
 
@@ -205,8 +205,9 @@ function filled(tag, found) {
 }
 
 function isTable(lines, i) {
-  return lines[i].includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && DELIMITERS.test(lines[i + 1])
-    && cells(lines[i]).length === cells(lines[i + 1]).length;
+  const next = lines[i + 1] ?? "";
+  return [lines[i], next].every((line) => line.includes("|")) && next.includes("-") && DELIMITERS.test(next)
+    && cells(lines[i]).length === cells(next).length;
 }
 
 function cells(line) {

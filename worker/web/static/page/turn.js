@@ -1,7 +1,7 @@
 // How one turn of the conversation is shown: the question, which can be edited, and the answer as it grows.
 
 import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
-import { isSent, make } from "./dom.js";
+import { isSent, make, setText } from "./dom.js";
 import { MarkdownView, codeBlock, copyText } from "./markdown.js";
 
 export class TurnView {
@@ -186,9 +186,4 @@ function number(value) {
 
 function duration(ms) {
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
-}
-
-// A live region is read again when its text is set again, the same or not.
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
