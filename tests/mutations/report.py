@@ -52,7 +52,7 @@ def _row(mutation: Mutation, test: str, root: Path) -> str:
 
 def summary_of(results: list[tuple[Mutation, Verdict]], num_known: int = 0) -> str:
     """One sentence; two if some results are of runs before."""
-    before = f" {num_known} of them in a run before the others." if num_known else ""
+    before = f" {num_known} of them in runs before the others." if num_known and results else ""
     num_survived = sum(not verdict.red for _, verdict in results)
     survived = "none survived" if not num_survived else f"{num_survived} survived"
     return f"{num_known + len(results)} guards were taken away one by one; {survived}.{before}"
