@@ -57,6 +57,7 @@ clean:          ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis models/training/work
 
 # torch goes first and alone: its pin is satisfied by an installed CPU build, and nothing after it then pulls another.
+# The kernels are built again when their sources have changed, as after an upgrade.
 $(VENV)/.runtime: requirements.txt $(wildcard worker/engine/native/*.cpp worker/engine/native/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 	  { echo "Endstop needs Python 3.11 or 3.12; set PYTHON=path/to/it"; exit 2; }

@@ -102,9 +102,8 @@ def when_ready(server: Any) -> None:
     process.soften_stop(server, is_immune_to_hangup)
     process.say_who_may_ask(settings, [address[0] for address in server.cfg.address if isinstance(address, tuple)])
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host_in_url, host_in_url)
-    url = (
-        f"http://{host}:{settings.port}{os.environ.get('SCRIPT_NAME', '').rstrip('/')}"  # gunicorn's own, for a prefix
-    )
+    prefix = os.environ.get("SCRIPT_NAME", "").rstrip("/")  # gunicorn's own variable
+    url = f"http://{host}:{settings.port}{prefix}"
     key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.api_keys else ""
     text = (
         f"Endstop serves {settings.model_name} at {url}  try: curl -N {url}/execute {key}-d "

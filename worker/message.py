@@ -167,9 +167,8 @@ def _choice_kind(value: object) -> str:
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag(_choice_kind(""))] | Annotated[NamedTool, Tag(_choice_kind({}))],
+    Annotated[Literal["none", "auto", "required"], Tag("=mode")] | Annotated[NamedTool, Tag("=tool")],
     Discriminator(_choice_kind),
 ]
-
 
 Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]

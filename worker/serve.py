@@ -73,7 +73,7 @@ def serve(options: Mapping[str, str], *, is_printing: bool) -> None:
     environ = os.environ | {
         variable_name(setting): options[setting.name] for setting in _OPTIONS if setting.name in options
     }
-    is_of_file = "host" in configuration.origins and configuration.origins["host"] == configuration.settings.config
+    is_of_file = configuration.origins.get("host") == configuration.settings.config
     if configure(environ).settings.host != configuration.settings.host or ("port" in options and not is_of_file):
         # Of --port it cannot see that no platform has set it: with keys, which the file may have one day, it would open
         # the server to all. A host of the file is left to the file, for a reload.

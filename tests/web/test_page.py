@@ -538,13 +538,7 @@ class TestChat:
         seat.ask("hello")
         server.allow(2)
         expect(other.locator(".answer-text")).to_have_text("ab")
-        other.evaluate(
-            """() => {
-              const [turn] = JSON.parse(localStorage['endstop.conversation']);
-              turn.answer.text = "older";
-              localStorage['endstop.conversation'] = JSON.stringify([turn]);
-            }"""
-        )
+        write_answer(other, text="older")
         server.allow(2)
         expect(seat.text).to_have_text("abcd")
         expect(other.locator(".answer-text")).to_have_text("abcd")
@@ -558,13 +552,7 @@ class TestChat:
         seat.ask("hello")
         server.allow(2)
         expect(other.locator(".answer-text")).to_have_text("ab")
-        other.evaluate(
-            """() => {
-              const [turn] = JSON.parse(localStorage['endstop.conversation']);
-              Object.assign(turn.answer, { text: "abc", state: "done" });
-              localStorage['endstop.conversation'] = JSON.stringify([turn]);
-            }"""
-        )
+        write_answer(other, text="abc", state="done")
         expect(seat.text).to_have_text("abc")
         expect(seat.page.get_by_role("button", name="Send")).to_be_visible()
 
@@ -1394,6 +1382,18 @@ ANSWER = {
 def show_answer(page: Page, text: str) -> None:
     """Have the page show an answer that no model has to be taught."""
     keep(page, [{"question": "q", "answer": ANSWER | {"text": text}}])
+
+
+def write_answer(tab: Page, **fields: str) -> None:
+    """Have a tab write the only turn of the conversation with these fields of its answer."""
+    tab.evaluate(
+        """(fields) => {
+          const [turn] = JSON.parse(localStorage['endstop.conversation']);
+          Object.assign(turn.answer, fields);
+          localStorage['endstop.conversation'] = JSON.stringify([turn]);
+        }""",
+        fields,
+    )
 
 
 def keep(page: Page, turns: Any) -> None:
