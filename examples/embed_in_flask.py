@@ -31,7 +31,8 @@ def home() -> str:
 @app.post("/ask")
 def ask() -> Response:
     client = Client(MODEL_URL)  # one for each request: a requests.Session is not to be shared by threads
-    events = client.stream(messages=[{"role": "user", "content": request.form["question"]}], max_tokens=500)
+    question = {"role": "user", "content": request.form["question"]}
+    events = client.stream(messages=[question], max_tokens=500, temperature=0)
     try:
         first = next(events)  # nothing has been sent yet, so what goes wrong can still be a status
     except EndstopError as error:

@@ -776,7 +776,7 @@ class LetsTheQueueWaitInSilence(LittleServer):
         pass
 
 
-@breaks("native openai", "freed", "long streams were left, and a short request", freed_s=0.4)
+@breaks("native openai", "freed", "long streams were left, and a short request", freed_s=0.4, watch_s=1.0)
 class GeneratesForNobody(LittleServer):
     def send(self, peer: Peer, frames: list[bytes]) -> None:
         try:

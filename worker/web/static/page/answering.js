@@ -1,8 +1,8 @@
 // How an answer comes to be: a job is made, its events are read to the end, or it is stopped. Changes an answer of the
 // conversation and says after each change that there was one. Knows nothing of what is shown.
 
-import { Refused, cancelJob, createJob, newName } from "./api.js";
-import { DONE, FAILED, RUNNING, STOPPED } from "./conversation.js";
+import { Refused, cancelJob, createJob } from "./api.js";
+import { DONE, FAILED, RUNNING, STOPPED, newName } from "./conversation.js";
 import { jobEvents, pause } from "./stream.js";
 
 const TRIES = 4;
@@ -64,20 +64,24 @@ export class Answering {
     return this.#stopping.signal.aborted;
   }
 
-  // The request is sent again under the same name, so that an answer that was lost on its way does not make two jobs.
-  // Returns its id; null: it was to stop while the model was loading, and there is none.
+  // The request is sent again under the same name, after a reload too, so that an answer that was lost on its way does not
+  // make two jobs. Returns its id; null: it was to stop while the model was loading, and there is none.
   async #create(body) {
-    const name = newName();
     this.onChange("Sending…");
     for (let tries = 1; ; tries++) {
+      this.answer.name ??= newName();
       try {
-        return await createJob(body, name, this.#leaving.signal);
+        return await createJob(body, this.answer.name, this.#leaving.signal);
       } catch (error) {
         if (this.#leaving.signal.aborted) throw error;
         if (error instanceof Refused && error.code === "LOADING") {
           tries = 0; // it can be reached, and says itself when it will not be ready
           if (!this.#isStopAsked) await this.#wait("The model is still loading; this is sent when it is ready…", 1000 * (error.retryAfterS ?? 2));
           if (this.#isStopAsked) return null;
+          continue;
+        }
+        if (error instanceof Refused && error.code === "KEY_REUSED" && tries < TRIES) {
+          this.answer.name = null; // it is another request: the settings have changed since
           continue;
         }
         if (error instanceof Refused) throw error;

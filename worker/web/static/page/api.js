@@ -52,11 +52,7 @@ async function refusal(response) {
   return new Refused(status, code, message, retryAfter || null);
 }
 
-// A name for a request that is sent again if no answer comes. `crypto.randomUUID` is there for https only.
-export function newName() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
+// The same name makes no second job, but gets the first again.
 export async function createJob(body, name, signal) {
   const response = await request("v1/jobs", { method: "POST", body, headers: { "Idempotency-Key": name }, signal });
   return (await response.json()).job_id;

@@ -2,7 +2,7 @@
 
 import { Refused } from "./api.js";
 import { Answering } from "./answering.js";
-import { Conversation, FAILED, RUNNING, newAnswer } from "./conversation.js";
+import { Conversation, FAILED, RUNNING } from "./conversation.js";
 import { byId, isSent, setText } from "./dom.js";
 import { askForKey } from "./keydialog.js";
 import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
@@ -53,7 +53,7 @@ export class Chat {
   // Read an answer that runs and that nobody reads here.
   #resume() {
     const last = this.#conversation.turns.at(-1);
-    if (!this.#running && last?.answer.state === RUNNING) this.#goOn(last);
+    if (!this.#running && last?.answer.state === RUNNING) this.#answer(last);
   }
 
   #send() {
@@ -61,7 +61,7 @@ export class Chat {
     if (this.#running || !question || !areOptionsValid()) return;
     const last = this.#conversation.turns.at(-1);
     if (last?.answer.state === RUNNING) { // in another tab, which may be gone
-      this.#goOn(last);
+      this.#answer(last);
       return;
     }
     byId("question").value = "";
@@ -87,16 +87,6 @@ export class Chat {
     this.#conversation.cut(turn);
     this.#ask(question, turn.results);
     byId("question").focus();
-  }
-
-  // A turn that was running when the page went away. One without a job was not sent.
-  #goOn(turn) {
-    if (turn.answer.jobId) {
-      this.#answer(turn);
-    } else {
-      turn.answer = { ...newAnswer(), state: FAILED, error: { code: "", message: "This was not sent. Try again." } };
-      this.#views.get(turn).draw();
-    }
   }
 
   async #answer(turn) {

@@ -1,7 +1,8 @@
 // The conversation: turns of a question and its answer, kept over a reload. Knows nothing of what is shown.
 //
-// A running answer keeps its job and the number of the last event that is in its text: after a reload the stream goes
-// on there. `save` is called often and writes now and then; a page that goes away writes what it has not yet.
+// A running answer keeps the name of its request, then its job and the number of the last event that is in its text: after
+// a reload it goes on there. `save` is called often and writes now and then; a page that goes away writes what it has
+// not yet.
 //
 // All tabs of a browser have one conversation. What one writes the others take over, so whoever writes has seen the last.
 
@@ -95,14 +96,20 @@ export class Conversation {
   }
 }
 
-export function newAnswer() {
+// A name for a request that may be sent again. `crypto.randomUUID` is there for https only.
+export function newName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function newAnswer() {
   return {
-    state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null, metrics: null, tokens: 0,
+    name: newName(), state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null,
+    metrics: null, tokens: 0,
   };
 }
 
 // Whether a turn that another tab has written is this one, which may have got its job since, and has not ended there, nor
-// was given up there as one that nobody sends.
+// was refused there.
 function isSameAndRuns(found, { question, answer }) {
   if (found?.question !== question || ![null, answer.jobId].includes(found.answer.jobId)) return false;
   const { state, jobId } = found.answer;
