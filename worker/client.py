@@ -223,12 +223,16 @@ class IncompleteStream(EndstopError):
     Attributes:
         job_id: The job that it is about, which may still go on; None when not even that was heard.
         last_event_id: Id of the last event that the caller was given; `Client.events` resumes behind it.
+        is_done: Whether the server said `[DONE]` all the same.
     """
 
-    def __init__(self, message: str, last_event_id: str | None = None, job_id: str | None = None) -> None:
+    def __init__(
+        self, message: str, last_event_id: str | None = None, job_id: str | None = None, *, is_done: bool = False
+    ) -> None:
         super().__init__(message)
         self.last_event_id = last_event_id
         self.job_id = job_id
+        self.is_done = is_done
 
 
 class IdleTimeout(IncompleteStream):
@@ -875,6 +879,8 @@ class Client:
     def events(self, job_id: str, last_event_id: str | int | None = None) -> Generator[Event, None, None]:
         """A job's events: from its beginning, or those behind `last_event_id`; resumed as `run` does.
 
+        Behind its last event there are none.
+
         Closing the generator leaves the job alone: it goes on, for ENDSTOP_ORPHAN_TTL_S without a reader.
 
         Raises:
@@ -930,6 +936,7 @@ class Client:
         """
         key = {KEY_HEADER: uuid.uuid4().hex}
         is_ours, has_begun, is_over, num_failures = job_id is None, False, False, 0
+        given_id = last_event_id
         try:
             while True:
                 if job_id is None:
@@ -948,6 +955,10 @@ class Client:
                 except (ConnectionFailed, IncompleteStream, RequestRefused) as failure:
                     if isinstance(failure, IncompleteStream):
                         failure.job_id = job_id
+                        # Perhaps the caller has had the last event. That is the job's word, not that of `[DONE]`.
+                        is_behind = failure.is_done and not has_begun and given_id is not None
+                        if is_behind and job_id is not None and self._has_ended(job_id):
+                            return
                     limit = self.max_retries if job_id is None else self.max_resumes
                     # There are servers that number nothing, or do not name the job: what came would come again.
                     has_place = not has_begun or (job_id is not None and last_event_id is not None)
@@ -963,6 +974,13 @@ class Client:
             if is_ours and job_id is not None and not is_over and not isinstance(left, EndstopError):
                 self._cancel_left(job_id)
             raise
+
+    def _has_ended(self, job_id: str) -> bool:
+        """Whether the job is over; raises what it has failed with."""
+        outcome = self.status(job_id).outcome
+        if isinstance(outcome, GenerationError):
+            raise outcome
+        return outcome is not None
 
     def _cancel_left(self, job_id: str) -> None:
         try:
@@ -1017,7 +1035,8 @@ class Client:
                     yield event
             if not has_ended:
                 said = "said [DONE]" if is_done else "was closed"
-                raise IncompleteStream(f"the stream {said} without an end or an error", last_event_id)
+                message = f"the stream {said} without an end or an error"
+                raise IncompleteStream(message, last_event_id, is_done=is_done)
 
     def _call(
         self,

@@ -15,6 +15,7 @@ import requests
 
 from tests.support.cut_proxy import cut_proxy
 from tests.support.servers import ANSWER_S, Server, free_port, running_server
+from worker.client import Token
 from worker.settings import ROOT
 
 pytestmark = pytest.mark.slow
@@ -138,8 +139,11 @@ def test_the_code_in_the_documentation_runs(served: Server, capsys: pytest.Captu
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 3
     names: dict[str, Any] = {}
+    job_ids = []
     for block in blocks:
         exec(block.replace("http://127.0.0.1:8000", served.url), names)
-    names["client"].close()
+        job_ids.append(names.get("job_id"))
     assert re.search(r"\w+ after \d+ tokens\n", capsys.readouterr().out)
-    assert names["rest"]
+    with names["client"] as client:
+        whole = "".join(event.text for event in client.events(job_ids[1]) if isinstance(event, Token))
+    assert names["event"].text + "".join(names["rest"]) == whole

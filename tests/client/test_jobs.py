@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -85,6 +86,34 @@ def test_an_event_without_an_id_has_the_place_of_the_one_before_it(serve: Serve)
 def job(state: str, outcome: dict[str, Any] | None = None) -> Script:
     body = {"job_id": "job-1", "state": state, "usage": USAGE, "outcome": outcome}
     return lambda peer: peer.json(body)
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "ends"),
+    [
+        ("ENDED", END, None),
+        ("CANCELLED", {**END, "stop_reason": "CANCELLED"}, None),
+        ("FAILED", ERROR, GenerationError),
+        ("RUNNING", None, IncompleteStream),
+    ],
+)
+def test_nothing_comes_behind_the_last_event(
+    serve: Serve, state: str, outcome: dict[str, Any] | None, ends: type[Exception] | None
+) -> None:
+    """That the place was the last is the job's word, not that of a stream that says nothing but `[DONE]`."""
+    stream = says([sse("[DONE]")])
+    client = serve(scripts={"GET /v1/jobs/job-1/stream": stream, "GET /v1/jobs/job-1": job(state, outcome)})
+    with pytest.raises(ends) if ends else nullcontext():
+        assert list(client.events("job-1", 3)) == []
+
+
+@pytest.mark.parametrize("place", [None, 0])
+def test_done_alone_is_no_ending(serve: Serve, place: int | None) -> None:
+    """At the beginning of a stream, or behind an event of it, the job's end has yet to be told."""
+    stream = says([*(HELLO[1:2] if place is not None else []), sse("[DONE]")])
+    client = serve(scripts={"GET /v1/jobs/job-1/stream": stream, "GET /v1/jobs/job-1": job("ENDED", END)})
+    with pytest.raises(IncompleteStream):
+        list(client.events("job-1", place))
 
 
 def test_status_and_cancel(serve: Serve) -> None:

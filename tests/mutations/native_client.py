@@ -14,8 +14,8 @@ chat = taking_from("worker/chat.py", "tests/test_chat.py")
 _ENDINGS = [
     endings(
         "a stream without a terminal event is no success for the client",
-        '                raise IncompleteStream(f"the stream {said}',
-        '                IncompleteStream(f"the stream {said}',
+        "                raise IncompleteStream(message, last_event_id, is_done=is_done)\n",
+        "                IncompleteStream(message, last_event_id, is_done=is_done)\n",
         "test_a_stream_without_a_terminal_event_is_incomplete[clean_eof]",
     ),
     endings(
@@ -41,6 +41,24 @@ _ENDINGS = [
         '        if end.stop_reason == "CANCELLED":\n',
         "        if False:\n",
         "test_the_answer_of_a_cancelled_job_is_no_answer",
+    ),
+    jobs(
+        "that nothing comes behind a place is the job's word",
+        " and self._has_ended(job_id):\n",
+        ":\n",
+        "test_nothing_comes_behind_the_last_event[RUNNING-None-IncompleteStream]",
+    ),
+    jobs(
+        "at the beginning of a job [DONE] alone is no ending",
+        " and given_id is not None\n",
+        "\n",
+        "test_done_alone_is_no_ending[None]",
+    ),
+    jobs(
+        "behind an event of a stream [DONE] alone is no ending",
+        "failure.is_done and not has_begun and",
+        "failure.is_done and",
+        "test_done_alone_is_no_ending[0]",
     ),
     jobs(
         "a head that was cut is no answer",

@@ -155,6 +155,18 @@ MUTATIONS: list[Mutation] = [
         LOADING + "test_stop_while_it_is_asked_ends_it_too",
     ),
     answering(
+        "a request keeps its name over a reload",
+        '    this.onChange("Sending…");',
+        '    this.answer.name = null; this.onChange("Sending…");',
+        LOADING + "test_after_a_reload_it_waits_on",
+    ),
+    answering(
+        "with other settings it is another request",
+        'error.code === "KEY_REUSED"',
+        'error.code === "NEVER"',
+        NETWORK + "test_a_page_that_is_reloaded_before_it_has_the_answer_to_the_first_request[others]",
+    ),
+    answering(
         "an answer that nobody wants any more is cancelled",
         "cancelJob(this.answer.jobId).catch(() => {});\n    this.#leaving",
         "{}\n    this.#leaving",
