@@ -879,7 +879,8 @@ class Client:
     def events(self, job_id: str, last_event_id: str | int | None = None) -> Generator[Event, None, None]:
         """A job's events: from its beginning, or those behind `last_event_id`; resumed as `run` does.
 
-        Behind its last event there are none.
+        Behind its last event there are none: the one stream that ends without an `End`. Of a job that has failed, the
+        `GenerationError` is raised again.
 
         Closing the generator leaves the job alone: it goes on, for ENDSTOP_ORPHAN_TTL_S without a reader.
 
@@ -956,7 +957,7 @@ class Client:
                     if isinstance(failure, IncompleteStream):
                         failure.job_id = job_id
                         # Perhaps the caller has had the last event. That is the job's word, not that of `[DONE]`.
-                        is_behind = failure.is_done and not has_begun and given_id is not None
+                        is_behind = failure.is_done and not has_begun and bool(given_id)
                         if is_behind and job_id is not None and self._has_ended(job_id):
                             return
                     limit = self.max_retries if job_id is None else self.max_resumes
@@ -976,8 +977,11 @@ class Client:
             raise
 
     def _has_ended(self, job_id: str) -> bool:
-        """Whether the job is over; raises what it has failed with."""
-        outcome = self.status(job_id).outcome
+        """Whether the job is over, as far as can be heard; raises what it has failed with."""
+        try:
+            outcome = self.status(job_id).outcome
+        except (ConnectionFailed, RequestRefused):
+            return False
         if isinstance(outcome, GenerationError):
             raise outcome
         return outcome is not None

@@ -107,10 +107,24 @@ def test_nothing_comes_behind_the_last_event(
         assert list(client.events("job-1", 3)) == []
 
 
-@pytest.mark.parametrize("place", [None, 0])
+def test_a_job_that_does_not_say_whether_it_is_over_is_asked_again(serve: Serve) -> None:
+    answers = [lambda peer: peer.json({"state": "LOADING"}, 503), lambda peer: peer.reset(), job("ENDED", END)]
+    client = serve(
+        scripts={
+            "GET /v1/jobs/job-1/stream": says([sse("[DONE]")]),
+            "GET /v1/jobs/job-1": lambda peer: answers.pop(0)(peer),
+        },
+        max_resumes=2,
+        sleep=lambda _: None,
+    )
+    assert list(client.events("job-1", 3)) == []
+    assert answers == []
+
+
+@pytest.mark.parametrize("place", [None, "", 0])
 def test_done_alone_is_no_ending(serve: Serve, place: int | None) -> None:
     """At the beginning of a stream, or behind an event of it, the job's end has yet to be told."""
-    stream = says([*(HELLO[1:2] if place is not None else []), sse("[DONE]")])
+    stream = says([*(HELLO[1:2] if place == 0 else []), sse("[DONE]")])
     client = serve(scripts={"GET /v1/jobs/job-1/stream": stream, "GET /v1/jobs/job-1": job("ENDED", END)})
     with pytest.raises(IncompleteStream):
         list(client.events("job-1", place))

@@ -156,9 +156,33 @@ MUTATIONS: list[Mutation] = [
     ),
     answering(
         "a request keeps its name over a reload",
-        '    this.onChange("Sending…");',
-        '    this.answer.name = null; this.onChange("Sending…");',
+        "this.answer.name ??= newName();",
+        "this.answer.name = newName();",
         LOADING + "test_after_a_reload_it_waits_on",
+    ),
+    answering(
+        "Stop is not forgotten over a reload",
+        "    if (answer.isStopAsked) this.#stopping.abort(); // before the page was loaded again\n",
+        "",
+        LOADING + "test_stop_is_not_forgotten_over_a_reload",
+    ),
+    conversation(
+        "what is refused in another tab waits on here",
+        "[RUNNING, FAILED].includes",
+        "[RUNNING].includes",
+        LOADING + "test_what_is_refused_in_another_tab_waits_on_here",
+    ),
+    conversation(
+        "the same question asked again is another one",
+        "found.name === name && ",
+        "",
+        LOADING + "test_who_asks_the_same_again_in_another_tab_gets_another_answer",
+    ),
+    chat(
+        "with settings that nobody takes nothing is sent",
+        "last.answer.jobId || areOptionsValid()",
+        "true",
+        LOADING + "test_with_settings_that_nobody_takes_it_is_not_sent_after_a_reload",
     ),
     answering(
         "with other settings it is another request",
@@ -270,14 +294,14 @@ MUTATIONS: list[Mutation] = [
     ),
     conversation(
         "an answer that has ended in another tab is taken from there",
-        "return state === RUNNING || (state === FAILED && jobId !== null);",
-        "return true;",
+        " && [RUNNING, FAILED].includes(found.state);",
+        ";",
         CHAT + "test_an_answer_that_has_ended_in_another_tab_is_taken_from_there",
     ),
     conversation(
         "what was given up in another tab is not written over what was asked there instead",
-        "(state === FAILED && jobId !== null)",
-        "state === FAILED",
+        "place === found.length - 1 && ",
+        "",
         LOADING + "test_who_asks_something_else_in_another_tab_is_not_lost",
     ),
     conversation(
@@ -300,13 +324,13 @@ MUTATIONS: list[Mutation] = [
     ),
     conversation(
         "an answer that grows here is not taken from another tab",
-        "if (place >= 0 && isSameAndRuns(",
-        "if (false && isSameAndRuns(",
+        "if (place >= 0 && place",
+        "if (false && place",
         CHAT + "test_an_answer_that_another_tab_has_an_older_part_of_goes_on",
     ),
     conversation(
         "an answer that another tab has cleared does not come back",
-        "if (place >= 0 && isSameAndRuns(found[place], this.turns[place]))",
+        "if (place >= 0 && place === found.length - 1 && isSameAndRuns(found[place], running))",
         "if (place >= 0)",
         CHAT + "test_an_answer_that_is_cleared_in_another_tab_ends",
     ),

@@ -788,10 +788,46 @@ class TestLoading:
         assert len(keys_of(waiting)) == 1
         assert server.stats()["num_accepted"] == num_accepted + 1
 
-    def test_who_asks_something_else_in_another_tab_is_not_lost(self, waiting: Seat) -> None:
+    def test_stop_is_not_forgotten_over_a_reload(self, waiting: Seat, server: Server) -> None:
+        held: list[Route] = []
+        waiting.page.route("**/v1/jobs", lambda route: held.append(route), times=1)
+        with waiting.page.expect_request("**/v1/jobs"):
+            waiting.page.clock.run_for(2000)
+        waiting.page.clock.resume()
+        waiting.page.get_by_role("button", name="Stop").click()
+        expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
+        waiting.page.reload()
+        expect(waiting.facts).to_have_text("stopped")
+
+    def test_with_settings_that_nobody_takes_it_is_not_sent_after_a_reload(self, waiting: Seat) -> None:
+        waiting.page.clock.resume()
+        waiting.page.get_by_label("Tools").fill("[{")
+        waiting.page.reload()
+        expect(waiting.answer.get_by_role("alert")).to_have_text(
+            "The settings have to be corrected first. Then try again."
+        )
+        expect(waiting.page.get_by_role("button", name="Send")).to_be_visible()
+
+    def refused_tab(self, waiting: Seat) -> Page:
+        """Another tab, of which the server takes nothing."""
         other = waiting.context.new_page()
+        refusal: Any = {"status": 400, "json": {"errors": [{"field": "seed", "message": "is bad"}]}}
+        other.route("**/v1/jobs", lambda route: route.fulfill(**refusal), times=1)
         other.goto(waiting.page.url)
-        other.get_by_role("button", name="Stop").click()
+        expect(other.get_by_role("button", name="Send")).to_be_visible()
+        return other
+
+    def test_what_is_refused_in_another_tab_waits_on_here(self, waiting: Seat, server: Server) -> None:
+        """That one may have no key."""
+        other = self.refused_tab(waiting)
+        waiting.page.route("**/v1/jobs{,/**}", to_server(server))
+        server.allow("open")
+        waiting.page.clock.resume()
+        for page in (waiting.page, other):
+            expect(page.locator(".facts")).to_contain_text("tokens/s")
+
+    def test_who_asks_something_else_in_another_tab_is_not_lost(self, waiting: Seat) -> None:
+        other = self.refused_tab(waiting)
         question = other.get_by_label("Message")
         question.fill("two")
         question.press("Enter")
@@ -799,6 +835,13 @@ class TestLoading:
         waiting.page.clock.run_for(5000)
         expect(other.get_by_role("article", name="Question")).to_have_text(["hello", "two"])
         assert [one["question"] for one in waiting.stored()] == ["hello", "two"]
+
+    def test_who_asks_the_same_again_in_another_tab_gets_another_answer(self, waiting: Seat) -> None:
+        other = waiting.context.new_page()
+        other.goto(waiting.page.url)
+        other.get_by_role("button", name="Edit the question").click()
+        other.get_by_role("button", name="Ask again").click()
+        expect(waiting.page.get_by_role("button", name="Send")).to_be_visible()  # that one waits for it, and not this
 
 
 def keys_of(seat: Seat) -> set[str]:

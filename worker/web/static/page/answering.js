@@ -2,7 +2,7 @@
 // conversation and says after each change that there was one. Knows nothing of what is shown.
 
 import { Refused, cancelJob, createJob } from "./api.js";
-import { DONE, FAILED, RUNNING, STOPPED, newName } from "./conversation.js";
+import { DONE, RUNNING, STOPPED, fail, newName } from "./conversation.js";
 import { jobEvents, pause } from "./stream.js";
 
 const TRIES = 4;
@@ -27,9 +27,10 @@ export class Answering {
   constructor(answer, onChange) {
     this.answer = answer;
     this.onChange = onChange;
+    if (answer.isStopAsked) this.#stopping.abort(); // before the page was loaded again
   }
 
-  // Make the job and read it to its end. Throws Refused with status 401 if a key is needed; then call it again.
+  // Make the job, of `body` if there is none yet, and read it to its end. Throws Refused with status 401 if a key is needed; then call it again.
   async run(body) {
     try {
       this.answer.jobId ??= await this.#create(body);
@@ -49,6 +50,7 @@ export class Answering {
 
   // End the work on the server. The end comes as an event, as every other.
   stop() {
+    this.answer.isStopAsked = true;
     this.#stopping.abort();
     this.onChange("Stopping…");
     if (this.answer.jobId) this.#cancel();
@@ -67,9 +69,9 @@ export class Answering {
   // The request is sent again under the same name, after a reload too, so that an answer that was lost on its way does not
   // make two jobs. Returns its id; null: it was to stop while the model was loading, and there is none.
   async #create(body) {
+    this.answer.name ??= newName(); // an older page gave none
     this.onChange("Sending…");
     for (let tries = 1; ; tries++) {
-      this.answer.name ??= newName();
       try {
         return await createJob(body, this.answer.name, this.#leaving.signal);
       } catch (error) {
@@ -81,7 +83,8 @@ export class Answering {
           continue;
         }
         if (error instanceof Refused && error.code === "KEY_REUSED" && tries < TRIES) {
-          this.answer.name = null; // it is another request: the settings have changed since
+          this.answer.name = newName(); // it is another request: the settings have changed since
+          this.onChange("Sending…");
           continue;
         }
         if (error instanceof Refused) throw error;
@@ -149,8 +152,7 @@ export class Answering {
   }
 
   #fail(code, message) {
-    this.answer.state = FAILED;
-    this.answer.error = { code, message };
+    fail(this.answer, code, message);
     this.onChange("");
   }
 

@@ -2,7 +2,7 @@
 
 import { Refused } from "./api.js";
 import { Answering } from "./answering.js";
-import { Conversation, FAILED, RUNNING } from "./conversation.js";
+import { Conversation, RUNNING, fail } from "./conversation.js";
 import { byId, isSent, setText } from "./dom.js";
 import { askForKey } from "./keydialog.js";
 import { areOptionsValid, fields, keepOptions, systemPrompt } from "./options.js";
@@ -53,7 +53,14 @@ export class Chat {
   // Read an answer that runs and that nobody reads here.
   #resume() {
     const last = this.#conversation.turns.at(-1);
-    if (!this.#running && last?.answer.state === RUNNING) this.#answer(last);
+    if (this.#running || last?.answer.state !== RUNNING) return;
+    if (last.answer.jobId || areOptionsValid()) {
+      this.#answer(last);
+    } else {
+      fail(last.answer, "", "The settings have to be corrected first. Then try again.");
+      this.#conversation.save();
+      this.#views.get(last).update("");
+    }
   }
 
   #send() {
@@ -97,7 +104,7 @@ export class Chat {
     });
     this.#running = answering;
     this.#showState();
-    const body = { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...fields() };
+    const body = turn.answer.jobId ? null : { messages: this.#conversation.messages(systemPrompt()), narrate: true, ...fields() };
     for (;;) {
       try {
         await answering.run(body);
@@ -106,8 +113,7 @@ export class Chat {
         if (!(error instanceof Refused && error.status === 401)) throw error;
         view.update("Waiting for an API key…");
         if (await askForKey(error.message)) continue;
-        turn.answer.state = FAILED;
-        turn.answer.error = { code: error.code, message: "The server wants an API key. Give it one in Settings, then try again." };
+        fail(turn.answer, error.code, "The server wants an API key. Give it one in Settings, then try again.");
         break;
       }
     }

@@ -32,13 +32,13 @@ export class Conversation {
   }
 
   // Have the turns that another tab has written; those that are the same stay the same objects. Not if the turn of the
-  // `running` answer is among them: that one grows here, and what the other tab has of it is older, unless it is the whole.
-  // Not either if what is here is kept nowhere else. Returns whether they were taken.
+  // `running` answer is the last of them: that one grows here, and what the other tab has of it is older, unless it is the
+  // whole. Not either if what is here is kept nowhere else. Returns whether they were taken.
   takeOver(running) {
     if (!this.#isKept) return false;
     const found = read() ?? [];
     const place = this.turns.findIndex(({ answer }) => answer === running);
-    if (place >= 0 && isSameAndRuns(found[place], this.turns[place])) return false;
+    if (place >= 0 && place === found.length - 1 && isSameAndRuns(found[place], running)) return false;
     let same = 0;
     while (same < found.length && JSON.stringify(found[same]) === JSON.stringify(this.turns[same])) same++;
     this.turns = [...this.turns.slice(0, same), ...found.slice(same)];
@@ -96,6 +96,11 @@ export class Conversation {
   }
 }
 
+export function fail(answer, code, message) {
+  answer.state = FAILED;
+  answer.error = { code, message };
+}
+
 // A name for a request that may be sent again. `crypto.randomUUID` is there for https only.
 export function newName() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -103,17 +108,15 @@ export function newName() {
 
 function newAnswer() {
   return {
-    name: newName(), state: RUNNING, text: "", reasoning: "", calls: [], jobId: null, lastId: -1, error: null, stopReason: null,
-    metrics: null, tokens: 0,
+    name: newName(), state: RUNNING, isStopAsked: false, text: "", reasoning: "", calls: [], jobId: null, lastId: -1,
+    error: null, stopReason: null, metrics: null, tokens: 0,
   };
 }
 
-// Whether a turn that another tab has written is this one, which may have got its job since, and has not ended there, nor
-// was refused there.
-function isSameAndRuns(found, { question, answer }) {
-  if (found?.question !== question || ![null, answer.jobId].includes(found.answer.jobId)) return false;
-  const { state, jobId } = found.answer;
-  return state === RUNNING || (state === FAILED && jobId !== null); // to read it has failed there, and not here
+// Whether what another tab has written is this answer, which may have got its job since, and has not ended there. To ask for
+// it or to read it may have failed there, and not here.
+function isSameAndRuns({ answer: found }, { name, jobId }) {
+  return found.name === name && [null, jobId].includes(found.jobId) && [RUNNING, FAILED].includes(found.state);
 }
 
 const called = ({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } });
