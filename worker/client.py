@@ -10,7 +10,7 @@ whole answer, and `submit` with `events` is for a job that outlives its caller. 
 
 Its first law: a stream that ended badly never looks like one that ended well. An `End` event is the only success; an
 `error` event raises `GenerationError`, and a stream that stops without either raises `IncompleteStream`, whether
-the connection was cut, closed politely, or closed after a `[DONE]`.
+the connection was cut, closed politely, or closed after a `[DONE]`. Only behind a job's last event nothing comes.
 
 Its second law: nothing is sent again that could be done twice. What may have arrived is repeated only with an
 Idempotency-Key, by which the server gives the job that the first one made.
@@ -937,7 +937,6 @@ class Client:
         """
         key = {KEY_HEADER: uuid.uuid4().hex}
         is_ours, has_begun, is_over, num_failures = job_id is None, False, False, 0
-        given_id = last_event_id
         try:
             while True:
                 if job_id is None:
@@ -957,7 +956,7 @@ class Client:
                     if isinstance(failure, IncompleteStream):
                         failure.job_id = job_id
                         # Perhaps the caller has had the last event. That is the job's word, not that of `[DONE]`.
-                        is_behind = failure.is_done and not has_begun and bool(given_id)
+                        is_behind = failure.is_done and not has_begun and bool(last_event_id)
                         if is_behind and job_id is not None and self._has_ended(job_id):
                             return
                     limit = self.max_retries if job_id is None else self.max_resumes

@@ -122,7 +122,7 @@ def test_a_job_that_does_not_say_whether_it_is_over_is_asked_again(serve: Serve)
 
 
 @pytest.mark.parametrize("place", [None, "", 0])
-def test_done_alone_is_no_ending(serve: Serve, place: int | None) -> None:
+def test_done_alone_is_no_ending(serve: Serve, place: int | str | None) -> None:
     """At the beginning of a stream, or behind an event of it, the job's end has yet to be told."""
     stream = says([*(HELLO[1:2] if place == 0 else []), sse("[DONE]")])
     client = serve(scripts={"GET /v1/jobs/job-1/stream": stream, "GET /v1/jobs/job-1": job("ENDED", END)})

@@ -50,7 +50,7 @@ _ENDINGS = [
     ),
     jobs(
         "at the beginning of a job [DONE] alone is no ending",
-        " and bool(given_id)\n",
+        " and bool(last_event_id)\n",
         "\n",
         "test_done_alone_is_no_ending[None]",
     ),

@@ -118,8 +118,8 @@ MUTATIONS: list[Mutation] = [
     ),
     answering(
         "a Stop that was lost is sent again",
-        "else if (this.#isStopAsked) this.#cancel(); //",
-        "else if (this.#isStopAsked) {} //",
+        "else if (this.answer.isStopAsked) this.#cancel(); //",
+        "else if (this.answer.isStopAsked) {} //",
         NETWORK + "test_stop_reaches_the_server_once_it_can_be_reached",
         CHAT + "test_stop_before_there_is_a_job_ends_it_when_there_is_one",
     ),
@@ -131,8 +131,8 @@ MUTATIONS: list[Mutation] = [
     ),
     answering(
         "a request without an answer is sent so often and no more",
-        "tries === TRIES || this.#isStopAsked",
-        "this.#isStopAsked",
+        "tries === TRIES || this.answer.isStopAsked",
+        "this.answer.isStopAsked",
         NETWORK + "test_a_request_that_gets_no_answer_is_sent_four_times",
     ),
     answering(
@@ -149,7 +149,7 @@ MUTATIONS: list[Mutation] = [
     ),
     answering(
         "what was stopped while the model was loading is not sent",
-        "          if (this.#isStopAsked) return null;\n",
+        "          if (this.answer.isStopAsked) return null;\n",
         "",
         LOADING + "test_stop_ends_the_waiting",
         LOADING + "test_stop_while_it_is_asked_ends_it_too",
@@ -162,8 +162,8 @@ MUTATIONS: list[Mutation] = [
     ),
     answering(
         "Stop is not forgotten over a reload",
-        "    if (answer.isStopAsked) this.#stopping.abort(); // before the page was loaded again\n",
-        "",
+        "    this.answer.isStopAsked = true;\n",
+        '    Object.defineProperty(this.answer, "isStopAsked", { value: true, enumerable: false });\n',
         LOADING + "test_stop_is_not_forgotten_over_a_reload",
     ),
     conversation(

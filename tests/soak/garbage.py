@@ -79,6 +79,7 @@ def _bytes(rng: random.Random) -> Garbage:
 
 
 def _half_a_request(rng: random.Random) -> Garbage:
+    # 408: whoever sends it, or the machine, stood still before it was left.
     whole = _post("/execute", b'{"prompt": "half of it", "max_tokens": 3}')
     return Garbage("half a request", whole[: rng.randrange(1, len(whole) - 1)], frozenset({400, 408}), is_left=True)
 

@@ -751,16 +751,20 @@ class TestLoading:
         assert len(waiting.bodies()) == num_sent
         assert waiting.answer.get_by_role("status").text_content() == ""
 
-    def test_stop_while_it_is_asked_ends_it_too(self, waiting: Seat) -> None:
+    def stop_while_it_is_asked(self, waiting: Seat) -> Route:
+        """The request on whose answer it waits, which nobody has let go on."""
         held: list[Route] = []
-        waiting.page.route("**/v1/jobs", lambda route: held.append(route))
+        waiting.page.route("**/v1/jobs", lambda route: held.append(route), times=1)
         with waiting.page.expect_request("**/v1/jobs"):
             waiting.page.clock.run_for(2000)
         waiting.page.clock.resume()
         waiting.page.get_by_role("button", name="Stop").click()
         expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
         [route] = held
-        route.continue_()
+        return route
+
+    def test_stop_while_it_is_asked_ends_it_too(self, waiting: Seat) -> None:
+        self.stop_while_it_is_asked(waiting).continue_()
         expect(waiting.facts).to_have_text("stopped")
 
     def test_after_a_reload_it_waits_on(self, waiting: Seat, server: Server) -> None:
@@ -788,25 +792,21 @@ class TestLoading:
         assert len(keys_of(waiting)) == 1
         assert server.stats()["num_accepted"] == num_accepted + 1
 
-    def test_stop_is_not_forgotten_over_a_reload(self, waiting: Seat, server: Server) -> None:
-        held: list[Route] = []
-        waiting.page.route("**/v1/jobs", lambda route: held.append(route), times=1)
-        with waiting.page.expect_request("**/v1/jobs"):
-            waiting.page.clock.run_for(2000)
-        waiting.page.clock.resume()
-        waiting.page.get_by_role("button", name="Stop").click()
-        expect(waiting.answer.get_by_role("status")).to_have_text("Stopping…")
+    def test_stop_is_not_forgotten_over_a_reload(self, waiting: Seat) -> None:
+        self.stop_while_it_is_asked(waiting)
         waiting.page.reload()
         expect(waiting.facts).to_have_text("stopped")
 
     def test_with_settings_that_nobody_takes_it_is_not_sent_after_a_reload(self, waiting: Seat) -> None:
-        waiting.page.clock.resume()
         waiting.page.get_by_label("Tools").fill("[{")
+        num_sent = len(waiting.bodies())
         waiting.page.reload()
+        waiting.page.clock.resume()
         expect(waiting.answer.get_by_role("alert")).to_have_text(
             "The settings have to be corrected first. Then try again."
         )
         expect(waiting.page.get_by_role("button", name="Send")).to_be_visible()
+        assert len(waiting.bodies()) == num_sent
 
     def refused_tab(self, waiting: Seat) -> Page:
         """Another tab, of which the server takes nothing."""
@@ -1031,7 +1031,10 @@ class TestBadNetwork:
         seat.page.get_by_label("Max tokens").fill("26")
         seat.page.route("**/v1/jobs", lambda route: None if route.fetch().ok else route.abort(), times=1)
         seat.ask("hello")
-        server.wait_for(lambda: server.stats()["num_accepted"] == num_accepted + 1, "the server has it")
+        # What is routed goes on while the browser is asked something.
+        server.wait_for(
+            lambda: bool(seat.stored()) and server.stats()["num_accepted"] == num_accepted + 1, "the server has it"
+        )
         seat.page.get_by_label("Max tokens").fill(max_tokens)
         seat.page.reload()
         server.allow("open")

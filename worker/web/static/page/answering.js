@@ -20,17 +20,17 @@ const ADVICE = {
 };
 
 export class Answering {
-  #stopping = new AbortController();
+  #stopping = new AbortController(); // of waits; that it was asked for, the answer knows
   #leaving = new AbortController();
 
   // answer: of the conversation. onChange: called with what is going on, in words, or "".
   constructor(answer, onChange) {
     this.answer = answer;
     this.onChange = onChange;
-    if (answer.isStopAsked) this.#stopping.abort(); // before the page was loaded again
   }
 
-  // Make the job, of `body` if there is none yet, and read it to its end. Throws Refused with status 401 if a key is needed; then call it again.
+  // Make the job, of `body` if there is none yet, and read it to its end. Throws Refused with status 401 if a key is needed;
+  // then call it again.
   async run(body) {
     try {
       this.answer.jobId ??= await this.#create(body);
@@ -62,10 +62,6 @@ export class Answering {
     this.#leaving.abort();
   }
 
-  get #isStopAsked() {
-    return this.#stopping.signal.aborted;
-  }
-
   // The request is sent again under the same name, after a reload too, so that an answer that was lost on its way does not
   // make two jobs. Returns its id; null: it was to stop while the model was loading, and there is none.
   async #create(body) {
@@ -78,8 +74,8 @@ export class Answering {
         if (this.#leaving.signal.aborted) throw error;
         if (error instanceof Refused && error.code === "LOADING") {
           tries = 0; // it can be reached, and says itself when it will not be ready
-          if (!this.#isStopAsked) await this.#wait("The model is still loading; this is sent when it is ready…", 1000 * (error.retryAfterS ?? 2));
-          if (this.#isStopAsked) return null;
+          if (!this.answer.isStopAsked) await this.#wait("The model is still loading; this is sent when it is ready…", 1000 * (error.retryAfterS ?? 2));
+          if (this.answer.isStopAsked) return null;
           continue;
         }
         if (error instanceof Refused && error.code === "KEY_REUSED" && tries < TRIES) {
@@ -88,7 +84,7 @@ export class Answering {
           continue;
         }
         if (error instanceof Refused) throw error;
-        if (tries === TRIES || this.#isStopAsked) throw new Refused(0, "", "The server cannot be reached. Check the connection, then try again.");
+        if (tries === TRIES || this.answer.isStopAsked) throw new Refused(0, "", "The server cannot be reached. Check the connection, then try again.");
         await this.#wait("The server does not answer; trying again…", 500 * 2 ** tries);
       }
     }
@@ -104,7 +100,7 @@ export class Answering {
     const { answer } = this;
     const onConnection = (state) => {
       if (state === "lost") this.onChange("Connection lost; resuming…");
-      else if (this.#isStopAsked) this.#cancel(); // there was no job yet, or the first try was lost with the connection
+      else if (this.answer.isStopAsked) this.#cancel(); // there was no job yet, or the first try was lost with the connection
       else this.onChange("");
     };
     const options = { lastId: answer.lastId, signal: this.#leaving.signal, onConnection };
@@ -119,11 +115,11 @@ export class Answering {
     const { answer } = this;
     switch (event.type) {
       case "narration":
-        return this.#isStopAsked ? null : event.human;
+        return this.answer.isStopAsked ? null : event.human;
       case "token":
         for (const part of event.parts ?? [{ type: "text", text: event.t }]) this.#add(part);
         answer.tokens = event.i + (event.n ?? 1);
-        return this.#isStopAsked ? null : "";
+        return this.answer.isStopAsked ? null : "";
       case "metrics":
         answer.metrics = { tokensPerS: event.tokens_per_sec, ttftMs: event.ttft_ms, queueMs: event.queue_ms };
         return null;
